@@ -46,11 +46,12 @@ func (e *ConfigError) Unwrap() error { return e.Err }
 // SetDefaults is called on each new item before the file's values are laid over it.
 type Defaulter interface{ SetDefaults() }
 
-// ignoredEnv matches PRESENCE_ variables that are not options: those of the e2e
+// ignoredEnv matches the PRESENCE_ variables, with their values, that are not options: those of the e2e
 // tests and of docker-compose, and those that Kubernetes and Docker set in every
 // container for a service whose name begins with "presence".
 var ignoredEnv = regexp.MustCompile(`^PRESENCE_(E2E_.*|VERSION|(.*_)?IMAGE` +
-	`|(.*_)?SERVICE_HOST|(.*_)?SERVICE_PORT(_.*)?|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+	`|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=` +
+	`|^PRESENCE_(.*_)?PORT=(tcp|udp|sctp)://`)
 
 // Load fills cfg, a pointer to a struct that holds the defaults, from flags
 // (args, without the program's name), environment variables (environ, as
@@ -242,7 +243,7 @@ func loadEnv(k *koanf.Koanf, options []*option, environ []string) error {
 	add := func(variable, value string) (string, any) {
 		i := slices.IndexFunc(options, func(o *option) bool { return o.env() == variable })
 		if i < 0 {
-			if variable != configEnv && !ignoredEnv.MatchString(variable) {
+			if variable != configEnv && !ignoredEnv.MatchString(variable+"="+value) {
 				errs = append(errs, envError(variable, fmt.Errorf("unknown variable%s; unset it",
 					suggest(variable, options, (*option).hasEnv, (*option).env))))
 			}
@@ -276,9 +277,9 @@ func envError(variable string, err error) error {
 	return &ConfigError{Source: "environment variable " + variable, Err: err}
 }
 
-// lookupEnv returns the last value of a variable, "" if it is absent.
+// lookupEnv returns the value of a variable, "" if it is absent.
 func lookupEnv(environ []string, variable string) string {
-	for _, e := range slices.Backward(environ) {
+	for _, e := range environ {
 		if name, value, _ := strings.Cut(e, "="); name == variable {
 			return value
 		}

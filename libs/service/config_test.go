@@ -225,6 +225,7 @@ func TestLoadErrors(t *testing.T) {
 		{name: "yamlonly flag", args: []string{"--clusters=x"}, want: []string{"flag --clusters:", "only in the YAML file"}},
 
 		{name: "unknown variable", environ: []string{"PRESENCE_KAFKA_BROKER=x"}, want: []string{"environment variable PRESENCE_KAFKA_BROKER:", "did you mean PRESENCE_KAFKA_BROKERS?", "unset it"}},
+		{name: "not of Kubernetes", environ: []string{"PRESENCE_HTTP_PORT=8080"}, want: []string{"environment variable PRESENCE_HTTP_PORT:", "unknown variable"}},
 		{name: "bad variable", environ: []string{"PRESENCE_REPLICAS=x"}, want: []string{"environment variable PRESENCE_REPLICAS:", `"x" is not`}},
 		{name: "overridden but bad", args: []string{"--replicas=1"}, environ: []string{"PRESENCE_REPLICAS=x"}, want: []string{"environment variable PRESENCE_REPLICAS:"}},
 		{name: "yamlonly variable", environ: []string{"PRESENCE_CLUSTERS=x"}, want: []string{"environment variable PRESENCE_CLUSTERS:", "only in the YAML file"}},
@@ -379,6 +380,11 @@ func TestConfigMistakes(t *testing.T) {
 		{"yamlonly", &struct {
 			A []int `conf:"a" usage:"x" yamlonly:"true"`
 		}{}, "list of structs"},
+		{"secret in item", &struct {
+			A []struct {
+				S Secret `conf:"s" usage:"x"`
+			} `conf:"a" usage:"x" yamlonly:"true"`
+		}{}, "which a file may not hold"},
 		{"same name", &struct {
 			A int `conf:"a" usage:"x"`
 			B int `conf:"a" usage:"x"`

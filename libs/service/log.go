@@ -26,7 +26,6 @@ const (
 	KeyPartition = "partition"
 	KeyPath      = "path"
 	KeyReason    = "reason"
-	KeySignal    = "signal"
 	KeyTopic     = "topic" // Kafka topic
 	KeyURL       = "url"   // without user and password
 	KeyVersion   = "version"

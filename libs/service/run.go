@@ -29,7 +29,9 @@ type Part struct {
 // or nil. If the parts need longer than [GracePeriod], all that are left are cancelled and
 // Run returns an error without waiting for them.
 //
-// A part's context carries ctx's values but not its cancellation.
+// Starting does not wait: what a later part needs from an earlier one, such as a bound
+// listener, is made before Run. A part's context carries ctx's values but not its
+// cancellation.
 func Run(ctx context.Context, log *slog.Logger, parts ...Part) error {
 	if ctx.Err() != nil {
 		return nil
@@ -47,9 +49,10 @@ func Run(ctx context.Context, log *slog.Logger, parts ...Part) error {
 	var first error
 	select {
 	case <-ctx.Done():
-		log.Info("stopping")
+		log.Info("stopping", KeyReason, "cancelled")
 	case first = <-failures:
-		log.Info("stopping after a failure", KeyError, first)
+		// The error itself is printed once, by who called Run.
+		log.Info("stopping", KeyReason, "a part failed")
 	}
 	grace := time.NewTimer(GracePeriod)
 	defer grace.Stop()

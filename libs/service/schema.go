@@ -117,6 +117,23 @@ func (o *option) check(f reflect.StructField) error {
 		return fmt.Errorf("field %s: option %q is yamlonly but a %s; want a list of structs", f.Name, o.name, f.Type)
 	case !o.yamlOnly && typeName(f.Type) == "":
 		return fmt.Errorf("field %s: option %q has the unsupported type %s", f.Name, o.name, f.Type)
+	case o.yamlOnly:
+		return checkItem(f.Type.Elem())
+	}
+	return nil
+}
+
+// checkItem reports a mistake in the struct of a yamlonly list's items. They have no
+// secrets: those do not belong into the file, and an item has no variables.
+func checkItem(t reflect.Type) error {
+	options, err := optionsOf(reflect.New(t).Interface())
+	if err != nil {
+		return err
+	}
+	for _, o := range options {
+		if o.secret {
+			return fmt.Errorf("option %q of list item %s is a secret, which a file may not hold; take the name of a file with it", o.name, t)
+		}
 	}
 	return nil
 }
