@@ -1,0 +1,175 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"github.com/mqtt-presence/presence/libs/service"
+)
+
+// Config says which Kafka cluster to use, and how.
+type Config struct {
+	Brokers           []string          `conf:"kafka-brokers" usage:"Kafka seed brokers, host:port"`
+	Partitions        int32             `conf:"kafka-partitions" usage:"partitions of client-events and client-state, when created; must match when present"`
+	ReplicationFactor int16             `conf:"kafka-replication-factor" usage:"replication factor of topics that are created"`
+	RecordFormat      string            `conf:"kafka-record-format" usage:"format of record values written: json or protobuf; both are read"`
+	Compression       string            `conf:"kafka-compression" usage:"compression of record batches: zstd, lz4 or none"`
+	SASLMechanism     string            `conf:"kafka-sasl-mechanism" usage:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: no SASL"`
+	SASLUsername      string            `conf:"kafka-sasl-username" usage:"SASL user"`
+	SASLPasswordFile  string            `conf:"kafka-sasl-password-file" usage:"file with the SASL password"`
+	SASLPassword      service.Secret    `conf:"kafka-sasl-password" secret:"true" usage:"SASL password"`
+	TLS               service.ClientTLS `prefix:"kafka-tls-"`
+}
+
+// DefaultConfig returns the defaults; Brokers is empty.
+func DefaultConfig() Config {
+	return Config{Partitions: 16, ReplicationFactor: 3, RecordFormat: JSON.String(), Compression: "zstd"}
+}
+
+// Validate checks everything but Brokers, which some services may leave empty. Errors name the option.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Partitions < 1 {
+		errs = append(errs, fmt.Errorf("kafka-partitions: %d is less than 1", c.Partitions))
+	}
+	if c.ReplicationFactor < 1 {
+		errs = append(errs, fmt.Errorf("kafka-replication-factor: %d is less than 1", c.ReplicationFactor))
+	}
+	if _, err := ParseFormat(c.RecordFormat); err != nil {
+		errs = append(errs, fmt.Errorf("kafka-record-format: %w", err))
+	}
+	if _, err := c.codecs(); err != nil {
+		errs = append(errs, err)
+	}
+	switch c.SASLMechanism {
+	case "":
+	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
+		if c.SASLUsername == "" {
+			errs = append(errs, errors.New("kafka-sasl-username: must be set with kafka-sasl-mechanism"))
+		}
+		if c.SASLPasswordFile == "" && c.SASLPassword == "" {
+			errs = append(errs, errors.New("kafka-sasl-password-file: must be set with kafka-sasl-mechanism"))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("kafka-sasl-mechanism: %q is none of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512", c.SASLMechanism))
+	}
+	return errors.Join(errs...)
+}
+
+// Format returns the format to write; JSON if RecordFormat is not valid.
+func (c Config) Format() Format {
+	f, _ := ParseFormat(c.RecordFormat)
+	return f
+}
+
+func (c Config) codecs() (kgo.CompressionCodec, error) {
+	switch c.Compression {
+	case "zstd", "":
+		return kgo.ZstdCompression(), nil
+	case "lz4":
+		return kgo.Lz4Compression(), nil
+	case "none":
+		return kgo.NoCompression(), nil
+	}
+	return kgo.NoCompression(), fmt.Errorf("kafka-compression: %q is none of zstd, lz4, none", c.Compression)
+}
+
+// Opts returns the options that every Kafka client needs: brokers, TLS, SASL, logging.
+func (c Config) Opts(log *slog.Logger) ([]kgo.Opt, error) {
+	if len(c.Brokers) == 0 {
+		return nil, errors.New("kafka-brokers: must name at least one broker, as host:port")
+	}
+	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID("presence"), kgo.WithLogger(kafkaLogger{log})}
+	tlsConfig, err := c.TLS.Config()
+	if err != nil {
+		return nil, fmt.Errorf("configure tls for kafka: %w", err)
+	}
+	if tlsConfig != nil {
+		opts = append(opts, kgo.DialTLSConfig(tlsConfig))
+	}
+	mechanism, err := c.sasl()
+	if err != nil {
+		return nil, err
+	}
+	if mechanism != nil {
+		opts = append(opts, kgo.SASL(mechanism))
+	}
+	return opts, nil
+}
+
+func (c Config) sasl() (sasl.Mechanism, error) {
+	if c.SASLMechanism == "" {
+		return nil, nil
+	}
+	password := string(c.SASLPassword)
+	if c.SASLPasswordFile != "" {
+		b, err := os.ReadFile(c.SASLPasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("kafka-sasl-password-file: %w", err)
+		}
+		password = trimNewline(string(b))
+	}
+	switch c.SASLMechanism {
+	case "PLAIN":
+		return plain.Auth{User: c.SASLUsername, Pass: password}.AsMechanism(), nil
+	case "SCRAM-SHA-256":
+		return scram.Auth{User: c.SASLUsername, Pass: password}.AsSha256Mechanism(), nil
+	}
+	return scram.Auth{User: c.SASLUsername, Pass: password}.AsSha512Mechanism(), nil
+}
+
+func trimNewline(s string) string {
+	if n := len(s); n > 0 && s[n-1] == '\n' {
+		s = s[:n-1]
+	}
+	if n := len(s); n > 0 && s[n-1] == '\r' {
+		s = s[:n-1]
+	}
+	return s
+}
+
+// ProducerOpts returns the options of every producer: idempotent, acknowledged by all in-sync replicas, partitioned by key as Kafka's
+// own clients do, sent at once when idle.
+func (c Config) ProducerOpts() []kgo.Opt {
+	codec, _ := c.codecs()
+	return []kgo.Opt{
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerBatchCompression(codec, kgo.NoCompression()),
+		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
+		kgo.ProducerLinger(0),
+	}
+}
+
+// kafkaLogger passes the Kafka client's own messages to slog; its info is our debug.
+type kafkaLogger struct{ log *slog.Logger }
+
+func (l kafkaLogger) Level() kgo.LogLevel {
+	ctx := context.Background()
+	switch {
+	case l.log.Enabled(ctx, slog.LevelDebug):
+		return kgo.LogLevelInfo
+	case l.log.Enabled(ctx, slog.LevelWarn):
+		return kgo.LogLevelWarn
+	}
+	return kgo.LogLevelError
+}
+
+func (l kafkaLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	to := slog.LevelDebug
+	switch level {
+	case kgo.LogLevelError:
+		to = slog.LevelError
+	case kgo.LogLevelWarn:
+		to = slog.LevelWarn
+	case kgo.LogLevelNone, kgo.LogLevelInfo, kgo.LogLevelDebug:
+	}
+	l.log.Log(context.Background(), to, "kafka: "+msg, keyvals...)
+}

@@ -1,0 +1,118 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// The topics.
+const (
+	TopicClientEvents = "presence.client-events.v1"
+	TopicNodeEvents   = "presence.node-events.v1"
+	TopicClientState  = "presence.client-state.v1"
+	TopicDeadLetters  = "presence.dead-letters.v1"
+)
+
+const dayMS = 24 * 60 * 60 * 1000
+
+// Topic is the specification of a topic.
+type Topic struct {
+	Name       string
+	Partitions int32             // 0: as configured
+	Config     map[string]string // checked when the topic is present, where mustMatch says so
+	mustMatch  []string
+}
+
+// Topics returns the specification of all topics.
+func Topics() []Topic {
+	ms := func(days int) string { return strconv.Itoa(days * dayMS) }
+	return []Topic{
+		{Name: TopicClientEvents, Config: map[string]string{"cleanup.policy": "delete", "retention.ms": ms(7)}, mustMatch: []string{"cleanup.policy"}},
+		{Name: TopicNodeEvents, Partitions: 1, Config: map[string]string{"cleanup.policy": "compact"}, mustMatch: []string{"cleanup.policy"}},
+		{Name: TopicClientState, Config: map[string]string{"cleanup.policy": "compact", "min.compaction.lag.ms": ms(7)}, mustMatch: []string{"cleanup.policy"}},
+		{Name: TopicDeadLetters, Config: map[string]string{"cleanup.policy": "delete", "retention.ms": ms(14)}, mustMatch: []string{"cleanup.policy"}},
+	}
+}
+
+// ErrTopicMismatch is returned by Ensure when a topic is there but not as it must be.
+var ErrTopicMismatch = errors.New("kafka topic is not as configured")
+
+// Ensure creates the topics that are absent and checks those that are present: their partition count, and the configuration that the
+// contract depends on. It changes no existing topic. Safe to call from several processes at once.
+func Ensure(ctx context.Context, cl *kgo.Client, c Config) error {
+	adm := kadm.NewClient(cl)
+	var names []string
+	for _, t := range Topics() {
+		names = append(names, t.Name)
+		if err := create(ctx, adm, t, c); err != nil {
+			return err
+		}
+	}
+	details, err := adm.ListTopics(ctx, names...)
+	if err != nil {
+		return fmt.Errorf("describe kafka topics: %w", err)
+	}
+	configs, err := adm.DescribeTopicConfigs(ctx, names...)
+	if err != nil {
+		return fmt.Errorf("describe kafka topic configurations: %w", err)
+	}
+	for _, t := range Topics() {
+		d := details[t.Name]
+		if d.Err != nil {
+			return fmt.Errorf("describe kafka topic %s: %w", t.Name, d.Err)
+		}
+		if want := t.partitions(c); int32(len(d.Partitions)) != want {
+			return fmt.Errorf("%w: %s has %d partitions, kafka-partitions asks for %d: set it to %d, or use other topics (a partition count cannot change under existing keys)",
+				ErrTopicMismatch, t.Name, len(d.Partitions), want, len(d.Partitions))
+		}
+		rc, err := configs.On(t.Name, nil)
+		if err == nil {
+			err = rc.Err
+		}
+		if err != nil {
+			return fmt.Errorf("describe configuration of kafka topic %s: %w", t.Name, err)
+		}
+		for _, kv := range rc.Configs {
+			for _, key := range t.mustMatch {
+				if kv.Key == key && kv.MaybeValue() != t.Config[key] {
+					return fmt.Errorf("%w: %s has %s=%s, it must be %s: alter the topic", ErrTopicMismatch, t.Name, key, kv.MaybeValue(), t.Config[key])
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (t Topic) partitions(c Config) int32 {
+	if t.Partitions != 0 {
+		return t.Partitions
+	}
+	return c.Partitions
+}
+
+func create(ctx context.Context, adm *kadm.Client, t Topic, c Config) error {
+	cfg := make(map[string]*string, len(t.Config))
+	for k, v := range t.Config {
+		cfg[k] = kadm.StringPtr(v)
+	}
+	r, err := adm.CreateTopic(ctx, t.partitions(c), c.ReplicationFactor, cfg, t.Name)
+	if err == nil {
+		err = r.Err
+	}
+	switch {
+	case err == nil, errors.Is(err, kerr.TopicAlreadyExists):
+		return nil
+	case errors.Is(err, kerr.InvalidReplicationFactor):
+		return fmt.Errorf("create kafka topic %s with kafka-replication-factor %d: %w: set it to at most the number of kafka brokers", t.Name, c.ReplicationFactor, err)
+	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
+		// Whoever may not create topics can still use them; the check that follows says if they are there.
+		return nil
+	}
+	return fmt.Errorf("create kafka topic %s: %w", t.Name, err)
+}

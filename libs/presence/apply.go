@@ -1,0 +1,275 @@
+package presence
+
+import "slices"
+
+// Apply folds a fact into the state, in place, and says what became of it. It does not look at the fact's client ID: the caller
+// keeps one state for each (cluster, client ID). Strings of the fact are kept, not copied.
+func (s *State) Apply(f *Fact) Outcome {
+	switch f.Kind {
+	case Opened:
+		return s.applyOpened(f)
+	case Closed:
+		return s.applyClosed(f)
+	case Observed:
+		return s.applyObserved(f)
+	case Forgotten:
+		return s.applyForgotten(f)
+	case KindUnknown:
+	}
+	return Superseded
+}
+
+// floorMS is the time at or below which facts about connections are not kept: monotone, so filtering by it keeps L1.
+func (s *State) floorMS() int64 {
+	floor := s.ForgottenMS
+	if m := s.newestOpenedMS(); m != 0 && m-MaxAgeMS-1 > floor {
+		floor = m - MaxAgeMS - 1
+	}
+	return floor
+}
+
+func (s *State) applyOpened(f *Fact) Outcome {
+	c := Connection{
+		Key: f.Connection, Dialect: f.Dialect, OpenedMS: f.OpenedMS(), Order: f.Order, Seen: true, ReceivedMS: f.ReceivedMS,
+		Username: f.Username, Peer: f.Peer, Transport: f.Transport, ProtocolVersion: f.ProtocolVersion,
+		KeepAliveS: f.KeepAliveS, CleanStart: f.CleanStart, SessionExpiryS: f.SessionExpiryS,
+	}
+	if c.OpenedMS <= s.floorMS() {
+		return TooOld
+	}
+	n := s.node(f.Node)
+	out := n.open(&c)
+	if out == Applied {
+		s.prune()
+	}
+	return out
+}
+
+// open joins a connection into the node: the newest wins.
+func (n *NodeState) open(c *Connection) Outcome {
+	keyless := ProfileOf(c.Dialect).Key == KeyNone
+	if !n.Known {
+		n.Known, n.Conn = true, *c
+		n.markUnordered(c, keyless)
+		n.settle()
+		return Applied
+	}
+	switch cmp := compareConn(c, &n.Conn); {
+	case cmp < 0:
+		changed := keyless && n.notePrev(c)
+		if n.markUnordered(c, keyless) || changed {
+			return Applied
+		}
+		return Superseded
+	case cmp == 0:
+		return n.joinConn(c)
+	}
+	if keyless {
+		n.notePrev(&n.Conn)
+	}
+	n.Conn = *c
+	n.Ended, n.End, n.TakeoverMS = false, Close{}, 0
+	n.markUnordered(c, keyless)
+	n.settle()
+	return Applied
+}
+
+// joinConn merges two sightings of one connection. The one that was seen wins over the one that is only implied; of two that were seen
+// the smaller description wins, whichever came first, and the earlier reception.
+func (n *NodeState) joinConn(c *Connection) Outcome {
+	if c.Seen != n.Conn.Seen {
+		if !c.Seen {
+			return Duplicate
+		}
+		n.Conn = *c
+		return Applied
+	}
+	out := Duplicate
+	received := min(n.Conn.ReceivedMS, c.ReceivedMS)
+	if compareDescription(c, &n.Conn) < 0 {
+		n.Conn, out = *c, Applied
+	}
+	if received != n.Conn.ReceivedMS {
+		n.Conn.ReceivedMS, out = received, Applied
+	}
+	return out
+}
+
+func compareDescription(a, b *Connection) int {
+	for _, c := range []int{cmpString(a.Transport, b.Transport), cmpString(a.Dialect, b.Dialect), cmpString(a.Username, b.Username), cmpString(a.Peer, b.Peer),
+		cmpInt(int64(a.ProtocolVersion), int64(b.ProtocolVersion)), cmpOpt(a.KeepAliveS, b.KeepAliveS),
+		boolInt(a.CleanStart.Valid) - boolInt(b.CleanStart.Valid), boolInt(a.CleanStart.Value) - boolInt(b.CleanStart.Value)} {
+		if c != 0 {
+			return c
+		}
+	}
+	return cmpOpt(a.SessionExpiryS, b.SessionExpiryS)
+}
+
+func cmpOpt(a, b Opt[uint32]) int {
+	if a.Valid != b.Valid {
+		return boolInt(a.Valid) - boolInt(b.Valid)
+	}
+	return cmpInt(int64(a.Value), int64(b.Value))
+}
+
+// notePrev keeps the second newest Opened.
+func (n *NodeState) notePrev(c *Connection) bool {
+	cmp := compareStamp(c.OpenedMS, c.Order, n.PrevMS, n.PrevOrder)
+	if n.PrevMS != 0 && (cmp < 0 || cmp == 0 && c.Transport >= n.PrevTransport) {
+		return false
+	}
+	n.PrevMS, n.PrevOrder, n.PrevTransport = c.OpenedMS, c.Order, c.Transport
+	return true
+}
+
+// markUnordered notes that an Opened with the newest connection's stamp has no order. Only a dialect without a key compares stamps.
+func (n *NodeState) markUnordered(c *Connection, keyless bool) bool {
+	before := n.UnorderedMS
+	if keyless && c.Order == 0 && c.OpenedMS > n.UnorderedMS {
+		n.UnorderedMS = c.OpenedMS
+	}
+	if n.UnorderedMS < n.Conn.OpenedMS {
+		n.UnorderedMS = 0
+	}
+	return n.UnorderedMS != before
+}
+
+// settle drops what the newest connection makes meaningless.
+func (n *NodeState) settle() {
+	n.Closes = slices.DeleteFunc(n.Closes, func(c Close) bool { return c.before(&n.Conn) })
+	if n.PrunedMS != 0 && (&Close{ClosedMS: n.PrunedMS, Order: n.PrunedOrder}).before(&n.Conn) {
+		n.PrunedMS, n.PrunedOrder = 0, 0
+	}
+}
+
+// end joins a Closed of the newest connection: the earliest is the end, any takeover is remembered.
+func (n *NodeState) end(c *Close) Outcome {
+	out := Duplicate
+	if c.Reason.Takeover() && c.ClosedMS > n.TakeoverMS {
+		n.TakeoverMS, out = c.ClosedMS, Applied
+	}
+	if !n.Ended || compareClose(c, &n.End) < 0 {
+		n.Ended, n.End, out = true, *c, Applied
+		return out
+	}
+	if compareClose(c, &n.End) == 0 && c.ReceivedMS < n.End.ReceivedMS {
+		n.End.ReceivedMS, out = c.ReceivedMS, Applied
+	}
+	return out
+}
+
+func (s *State) applyClosed(f *Fact) Outcome {
+	c := Close{Key: f.Connection, Dialect: f.Dialect, ClosedMS: f.ClosedMS(), Order: f.Order, Reason: f.Reason, RawReason: f.RawReason, ReceivedMS: f.ReceivedMS}
+	if c.Key != "" && f.ConnectedAtMS != 0 {
+		return s.applyNamed(f, &c)
+	}
+	if c.ClosedMS <= s.floorMS() {
+		return TooOld
+	}
+	n := s.node(f.Node)
+	if n.Known && c.before(&n.Conn) {
+		if c.Key != "" {
+			return Ghost
+		}
+		return Superseded
+	}
+	return n.hold(&c)
+}
+
+// applyNamed handles a Closed that tells when its connection opened: it proves the connection as well as its end.
+func (s *State) applyNamed(f *Fact, c *Close) Outcome {
+	conn := Connection{Key: f.Connection, Dialect: f.Dialect, OpenedMS: f.ConnectedAtMS}
+	if conn.OpenedMS <= s.floorMS() {
+		return TooOld
+	}
+	n := s.node(f.Node)
+	if n.Known && compareConn(&conn, &n.Conn) < 0 {
+		return Ghost
+	}
+	implied := n.open(&conn) == Applied
+	out := n.end(c)
+	s.prune()
+	if implied {
+		return Held
+	}
+	return out
+}
+
+// hold keeps a Closed that may concern a later connection: the newest MaxCloses of them.
+func (n *NodeState) hold(c *Close) Outcome {
+	i, ok := slices.BinarySearchFunc(n.Closes, *c, func(a, b Close) int { return compareClose(&a, &b) })
+	if ok {
+		if c.ReceivedMS < n.Closes[i].ReceivedMS {
+			n.Closes[i].ReceivedMS = c.ReceivedMS
+			return Applied
+		}
+		return Duplicate
+	}
+	n.Closes = slices.Insert(n.Closes, i, *c)
+	if len(n.Closes) <= MaxCloses {
+		if n.Known {
+			return Applied
+		}
+		return Held
+	}
+	cut := n.Closes[0]
+	n.Closes = slices.Delete(n.Closes, 0, 1)
+	if compareStamp(cut.ClosedMS, cut.Order, n.PrunedMS, n.PrunedOrder) > 0 {
+		n.PrunedMS, n.PrunedOrder = cut.ClosedMS, cut.Order
+	}
+	if i == 0 {
+		return TooOld
+	}
+	return Applied
+}
+
+func (s *State) applyObserved(f *Fact) Outcome {
+	if f.QueryStartMS <= s.ForgottenMS {
+		return TooOld
+	}
+	o := Observation{Online: f.Online.Value, Node: f.Node, Key: f.Connection, QueryStartMS: f.QueryStartMS, QueryEndMS: f.QueryEndMS, Source: f.Source}
+	i, ok := slices.BinarySearchFunc(s.Observed, o, func(a, b Observation) int { return compareObservation(&a, &b) })
+	if ok {
+		return Duplicate
+	}
+	s.Observed = slices.Insert(s.Observed, i, o)
+	if len(s.Observed) <= MaxObservations {
+		return Applied
+	}
+	s.Observed = slices.Delete(s.Observed, 0, 1)
+	if i == 0 {
+		return TooOld
+	}
+	return Applied
+}
+
+func (s *State) applyForgotten(f *Fact) Outcome {
+	if f.AsOfMS <= s.ForgottenMS {
+		return Duplicate
+	}
+	s.ForgottenMS = f.AsOfMS
+	s.prune()
+	return Applied
+}
+
+// prune drops everything at or below the floor.
+func (s *State) prune() {
+	floor := s.floorMS()
+	old := func(ms int64) bool { return ms <= floor }
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		if n.Known && old(n.Conn.OpenedMS) {
+			n.Known, n.Conn, n.Ended, n.End, n.TakeoverMS, n.UnorderedMS = false, Connection{}, false, Close{}, 0, 0
+		}
+		if old(n.PrevMS) {
+			n.PrevMS, n.PrevOrder, n.PrevTransport = 0, 0, ""
+		}
+		n.Closes = slices.DeleteFunc(n.Closes, func(c Close) bool { return old(c.ClosedMS) })
+		if old(n.PrunedMS) {
+			n.PrunedMS, n.PrunedOrder = 0, 0
+		}
+	}
+	s.Nodes = slices.DeleteFunc(s.Nodes, func(n NodeState) bool { return !n.Known && len(n.Closes) == 0 && n.PrunedMS == 0 })
+	s.Observed = slices.DeleteFunc(s.Observed, func(o Observation) bool { return o.QueryStartMS <= s.ForgottenMS })
+}

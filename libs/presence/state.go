@@ -1,0 +1,194 @@
+package presence
+
+import "slices"
+
+// Bounds of the state (L8).
+const (
+	MaxCloses       = 16                  // Closed kept per node that may concern a later connection
+	MaxObservations = 4                   // Observed kept per client
+	MaxAgeMS        = 24 * 60 * 60 * 1000 // a node's facts older than the client's newest Opened by more are dropped
+)
+
+// Connection is what is known of one network connection.
+type Connection struct {
+	Key        string
+	Dialect    string
+	OpenedMS   int64  // on its node's clock
+	Order      uint32 // of the Opened, see Fact.Order
+	Seen       bool   // the Opened was seen; otherwise a Closed that names the connection proves it
+	ReceivedMS int64  // of the Opened, on the bridge's clock
+
+	Username        string
+	Peer            string
+	Transport       string
+	ProtocolVersion uint8
+	KeepAliveS      Opt[uint32]
+	CleanStart      Opt[bool]
+	SessionExpiryS  Opt[uint32]
+}
+
+// Close is a Closed as the state keeps it.
+type Close struct {
+	Key        string // empty if it named no connection
+	Dialect    string
+	ClosedMS   int64 // on its node's clock
+	Order      uint32
+	Reason     Reason
+	RawReason  string
+	ReceivedMS int64
+}
+
+// Observation is an Observed as the state keeps it.
+type Observation struct {
+	Online       bool
+	Node         string
+	Key          string
+	QueryStartMS int64
+	QueryEndMS   int64
+	Source       string
+}
+
+// NodeState is what a client's state keeps of one node.
+type NodeState struct {
+	Node  string
+	Known bool       // a connection is known, Conn is it
+	Conn  Connection // the newest by the node's own clock
+	Ended bool       // End ends Conn: a Closed that tells when its connection opened
+	End   Close      // the earliest, if the broker sent several
+	// TakeoverMS is the latest Closed of Conn by takeover, 0 if there was none: it proves a successor even if Conn had ended before.
+	TakeoverMS int64
+	// UnorderedMS equals Conn.OpenedMS if an Opened with that stamp had no order, so that closes with the stamp decide nothing; else 0.
+	UnorderedMS int64
+	// PrevMS, PrevOrder and PrevTransport are of the second newest Opened; kept for dialects without a key only.
+	PrevMS        int64
+	PrevOrder     uint32
+	PrevTransport string
+	// Closes are the newest Closed that may end Conn or concern a later connection; ascending.
+	Closes []Close
+	// PrunedMS and PrunedOrder are of the newest Closed that did not fit; 0 if all fitted.
+	PrunedMS    int64
+	PrunedOrder uint32
+}
+
+// State is everything kept of one client. The zero value is the state of a client of which nothing is known.
+type State struct {
+	Nodes       []NodeState   // ascending by name
+	Observed    []Observation // ascending
+	ForgottenMS int64
+}
+
+// Empty reports whether nothing is known of the client, other than that something was forgotten.
+func (s *State) Empty() bool { return len(s.Nodes) == 0 && len(s.Observed) == 0 }
+
+// compareStamp orders two stamps of one node. An absent order sorts first among equal times.
+func compareStamp(ams int64, ao uint32, bms int64, bo uint32) int {
+	switch {
+	case ams != bms:
+		return cmpInt(ams, bms)
+	case ao != bo:
+		return cmpInt(int64(ao), int64(bo))
+	}
+	return 0
+}
+
+func cmpInt(a, b int64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func cmpString(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// compareConn orders connections of one node by age; it is total over what identifies a connection.
+func compareConn(a, b *Connection) int {
+	if c := compareStamp(a.OpenedMS, a.Order, b.OpenedMS, b.Order); c != 0 {
+		return c
+	}
+	return cmpString(a.Key, b.Key)
+}
+
+// compareClose orders closes of one node; zero only for closes that differ in nothing but their reception.
+func compareClose(a, b *Close) int {
+	if c := compareStamp(a.ClosedMS, a.Order, b.ClosedMS, b.Order); c != 0 {
+		return c
+	}
+	if c := cmpString(a.Key, b.Key); c != 0 {
+		return c
+	}
+	if c := cmpInt(int64(a.Reason), int64(b.Reason)); c != 0 {
+		return c
+	}
+	if c := cmpString(a.Dialect, b.Dialect); c != 0 {
+		return c
+	}
+	return cmpString(a.RawReason, b.RawReason)
+}
+
+func compareObservation(a, b *Observation) int {
+	for _, c := range []int{cmpInt(a.QueryStartMS, b.QueryStartMS), cmpInt(a.QueryEndMS, b.QueryEndMS), boolInt(a.Online) - boolInt(b.Online),
+		cmpString(a.Node, b.Node), cmpString(a.Key, b.Key)} {
+		if c != 0 {
+			return c
+		}
+	}
+	return cmpString(a.Source, b.Source)
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// before reports whether a close is known to precede the opening of a connection: without orders, equal stamps tell nothing, and a
+// unique key is compared whatever the clocks say.
+func (c *Close) before(o *Connection) bool {
+	if c.Key != "" && ProfileOf(c.Dialect).Key == KeyUnique {
+		return false
+	}
+	if c.ClosedMS != o.OpenedMS {
+		return c.ClosedMS < o.OpenedMS
+	}
+	return c.Order != 0 && o.Order != 0 && c.Order < o.Order
+}
+
+// after reports whether a close is known to follow the opening of a connection.
+func (c *Close) after(o *Connection) bool {
+	if c.ClosedMS != o.OpenedMS {
+		return c.ClosedMS > o.OpenedMS
+	}
+	return c.Order != 0 && o.Order != 0 && c.Order > o.Order
+}
+
+// node returns the state of a node, made if absent.
+func (s *State) node(name string) *NodeState {
+	i, ok := slices.BinarySearchFunc(s.Nodes, name, func(n NodeState, name string) int { return cmpString(n.Node, name) })
+	if !ok {
+		s.Nodes = slices.Insert(s.Nodes, i, NodeState{Node: name})
+	}
+	return &s.Nodes[i]
+}
+
+// newestOpenedMS is the largest opening time of all connections, by whichever node's clock; 0 if none is known.
+func (s *State) newestOpenedMS() int64 {
+	var m int64
+	for i := range s.Nodes {
+		if n := &s.Nodes[i]; n.Known && n.Conn.OpenedMS > m {
+			m = n.Conn.OpenedMS
+		}
+	}
+	return m
+}
