@@ -2,7 +2,7 @@
 //
 // What it guarantees:
 //
-//   - Within v1 the contract only grows. A field keeps its number, name, type and meaning; buf checks each change against the commit before.
+//   - Within v1 the contract only grows. A field keeps its number, name, type and meaning; buf checks each change against the version before.
 //   - Names are part of the contract. Records in JSON and REST answers use the field names as the .proto files spell them.
 //   - Absent means unknown in a record, never zero. A field whose zero is a fact of its own (keep_alive_s 0: the keep alive is off) is
 //     optional; offsets are always there, so that 0 is the first record.
