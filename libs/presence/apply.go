@@ -47,29 +47,26 @@ func (s *State) applyOpened(f *Fact) Outcome {
 
 // open joins a connection into the node: the newest wins.
 func (n *NodeState) open(c *Connection) Outcome {
-	keyless := ProfileOf(c.Dialect).Key == KeyNone
 	if !n.Known {
 		n.Known, n.Conn = true, *c
-		n.markUnordered(c, keyless)
+		n.markUnordered(c)
 		n.settle()
 		return Applied
 	}
 	switch cmp := compareConn(c, &n.Conn); {
 	case cmp < 0:
-		changed := keyless && n.notePrev(c)
-		if n.markUnordered(c, keyless) || changed {
+		changed := n.notePrev(c)
+		if n.markUnordered(c) || changed {
 			return Applied
 		}
 		return Superseded
 	case cmp == 0:
 		return n.joinConn(c)
 	}
-	if keyless {
-		n.notePrev(&n.Conn)
-	}
+	n.notePrev(&n.Conn)
 	n.Conn = *c
 	n.Ended, n.End, n.TakeoverMS = false, Close{}, 0
-	n.markUnordered(c, keyless)
+	n.markUnordered(c)
 	n.settle()
 	return Applied
 }
@@ -96,7 +93,7 @@ func (n *NodeState) joinConn(c *Connection) Outcome {
 }
 
 func compareDescription(a, b *Connection) int {
-	for _, c := range []int{cmpString(a.Transport, b.Transport), cmpString(a.Dialect, b.Dialect), cmpString(a.Username, b.Username), cmpString(a.Peer, b.Peer),
+	for _, c := range []int{cmpString(a.Transport, b.Transport), cmpString(a.Username, b.Username), cmpString(a.Peer, b.Peer),
 		cmpInt(int64(a.ProtocolVersion), int64(b.ProtocolVersion)), cmpOpt(a.KeepAliveS, b.KeepAliveS),
 		boolInt(a.CleanStart.Valid) - boolInt(b.CleanStart.Valid), boolInt(a.CleanStart.Value) - boolInt(b.CleanStart.Value)} {
 		if c != 0 {
@@ -113,8 +110,14 @@ func cmpOpt(a, b Opt[uint32]) int {
 	return cmpInt(int64(a.Value), int64(b.Value))
 }
 
-// notePrev keeps the second newest Opened.
+// keyless reports whether the connection's dialect has no connection key, its Opened having been seen, so that only stamps tell which Closed is its own.
+func (c *Connection) keyless() bool { return c.Seen && ProfileOf(c.Dialect).Key == KeyNone }
+
+// notePrev keeps the second newest Opened of a dialect without a key.
 func (n *NodeState) notePrev(c *Connection) bool {
+	if !c.keyless() {
+		return false
+	}
 	cmp := compareStamp(c.OpenedMS, c.Order, n.PrevMS, n.PrevOrder)
 	if n.PrevMS != 0 && (cmp < 0 || cmp == 0 && c.Transport >= n.PrevTransport) {
 		return false
@@ -124,9 +127,9 @@ func (n *NodeState) notePrev(c *Connection) bool {
 }
 
 // markUnordered notes that an Opened with the newest connection's stamp has no order. Only a dialect without a key compares stamps.
-func (n *NodeState) markUnordered(c *Connection, keyless bool) bool {
+func (n *NodeState) markUnordered(c *Connection) bool {
 	before := n.UnorderedMS
-	if keyless && c.Order == 0 && c.OpenedMS > n.UnorderedMS {
+	if c.keyless() && c.Order == 0 && c.OpenedMS > n.UnorderedMS {
 		n.UnorderedMS = c.OpenedMS
 	}
 	if n.UnorderedMS < n.Conn.OpenedMS {

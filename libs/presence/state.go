@@ -116,7 +116,10 @@ func compareConn(a, b *Connection) int {
 	if c := compareStamp(a.OpenedMS, a.Order, b.OpenedMS, b.Order); c != 0 {
 		return c
 	}
-	return cmpString(a.Key, b.Key)
+	if c := cmpString(a.Key, b.Key); c != 0 {
+		return c
+	}
+	return cmpString(a.Dialect, b.Dialect)
 }
 
 // compareClose orders closes of one node; zero only for closes that differ in nothing but their reception.
@@ -153,12 +156,8 @@ func boolInt(b bool) int {
 	return 0
 }
 
-// before reports whether a close is known to precede the opening of a connection: without orders, equal stamps tell nothing, and a
-// unique key is compared whatever the clocks say.
+// before reports whether a close is known to precede the opening of a connection: without orders, equal stamps tell nothing.
 func (c *Close) before(o *Connection) bool {
-	if c.Key != "" && ProfileOf(c.Dialect).Key == KeyUnique {
-		return false
-	}
 	if c.ClosedMS != o.OpenedMS {
 		return c.ClosedMS < o.OpenedMS
 	}

@@ -254,10 +254,7 @@ func (n *NodeState) keyedEnding(e *end) {
 	}
 	for i := range n.Closes {
 		c := &n.Closes[i]
-		if c.Key != n.Conn.Key || c.Key == "" {
-			continue
-		}
-		if e.profile.Key == KeyReusable && c.ClosedMS < n.Conn.OpenedMS {
+		if c.Key != n.Conn.Key || c.Key == "" { // those before the opening are not kept
 			continue
 		}
 		if e.state == open {
