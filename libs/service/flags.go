@@ -47,10 +47,11 @@ func parseFlags(options []*option, args []string) (*parsedFlags, error) {
 	return p, nil
 }
 
-// value is posflag's callback: the flags of the options, raw.
+// value is posflag's callback: the options' flags, raw. Posflag drops those that were
+// not given.
 func (*parsedFlags) value(f *pflag.Flag) (string, any) {
 	v, ok := f.Value.(*flagValue)
-	if !ok || !f.Changed {
+	if !ok {
 		return "", nil
 	}
 	return v.option.name, v.raw
