@@ -105,9 +105,11 @@ e2e-docker: images
 
 ##@ Develop
 
-.PHONY: generate
-generate: ## Generate code from proto/ and from go:generate lines.
+.PHONY: generate generate-proto generate-go
+generate: generate-proto generate-go ## Generate code from proto/ and from go:generate lines.
+generate-proto:
 	$(MAKE) -C proto generate
+generate-go:
 	@$(call each-module,go generate ./...,go generate ended with an error)
 
 .PHONY: verify
@@ -115,20 +117,21 @@ verify: verify-fmt verify-scripts verify-tidy verify-versions verify-generate ve
 	@echo "verify: all checks passed"
 
 .PHONY: fix
-fix: fix-fmt fix-generate fix-versions fix-tidy ## Mend what `make verify` finds, where a machine can.
+fix: fix-fmt fix-proto fix-generate fix-versions fix-tidy ## Mend what `make verify` finds, where a machine can.
 
 # Every verify-X says how to mend what it finds: with the fix-X beside it, or by hand where judgement is needed.
-# No test of a clean tree: what counts is that generating changes nothing, in a tree with other edits as well.
+# What proto/ generates is compared by verify-proto. Here no test of a clean tree: what counts is that generating
+# changes nothing, in a tree with other edits as well.
 .PHONY: verify-generate fix-generate
 verify-generate:
 	@state() { { git diff HEAD; git ls-files -o --exclude-standard -z | xargs -0r sha256sum; } | sha256sum; }; \
 	before="$$(state)"; \
-	$(MAKE) generate; \
+	$(MAKE) generate-go; \
 	if [ "$$(state)" != "$$before" ]; then \
 		git status --short; \
 		echo "$@: generated files were not up to date; they are now: commit them" >&2; exit 1; \
 	fi
-fix-generate: generate
+fix-generate: generate-go
 
 .PHONY: verify-tidy fix-tidy
 verify-tidy:
@@ -158,10 +161,12 @@ verify-fmt:
 fix-fmt:
 	@$(GO_FILES) | xargs -r gofmt -w
 
-# Lint and breaking changes of the contract; the fix is made in the .proto files, by hand.
-.PHONY: verify-proto
+# Lint, format, generated files, and breaking changes of the contract (these last are mended by hand).
+.PHONY: verify-proto fix-proto
 verify-proto:
 	$(MAKE) -C proto verify
+fix-proto:
+	$(MAKE) -C proto fix
 
 .PHONY: verify-build
 verify-build:
