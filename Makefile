@@ -45,7 +45,7 @@ run: ## Run all of Presence in one process (ARGS="--flag value" goes to it).
 
 .PHONY: up
 up: images ## Start broker, Kafka and the services with compose (needs Docker).
-	$(COMPOSE) $(COMPOSE_FILES) up -d
+	PRESENCE_VERSION=$(VERSION) $(COMPOSE) $(COMPOSE_FILES) up -d
 	@echo "up: curl -u dev:dev-only-change-me http://127.0.0.1:8080/client-id/dev1/status"
 
 .PHONY: down
@@ -93,13 +93,14 @@ e2e: ## Run the scenarios over real Kafka, a real broker and our images (needs D
 
 # Ryuk, the container that would clean up after testcontainers, cannot be pulled everywhere; the tests remove what
 # they start. Where the machine looks like a container, testcontainers would take the gateway for the engine's host.
+# The scenarios start presence/*:local, whatever VERSION says.
 .PHONY: e2e-docker
+e2e-docker: override VERSION := local
 e2e-docker: images
 	@if [ -e /.dockerenv ]; then export TESTCONTAINERS_HOST_OVERRIDE="$${TESTCONTAINERS_HOST_OVERRIDE:-127.0.0.1}"; fi; \
 	export TESTCONTAINERS_RYUK_DISABLED=true; \
 	export PRESENCE_E2E_KAFKA_IMAGE="$${PRESENCE_E2E_KAFKA_IMAGE:-apache/kafka:4.3.1}"; \
 	export PRESENCE_E2E_MOSQUITTO_IMAGE="$${PRESENCE_E2E_MOSQUITTO_IMAGE:-eclipse-mosquitto:2.0}"; \
-	export PRESENCE_E2E_VERSION="$(VERSION)"; \
 	echo "e2e: Kafka $$PRESENCE_E2E_KAFKA_IMAGE, Mosquitto $$PRESENCE_E2E_MOSQUITTO_IMAGE"; \
 	go test -tags e2e -timeout 30m -count=1 -v ./e2e/...
 
@@ -117,7 +118,7 @@ verify: verify-fmt verify-scripts verify-tidy verify-versions verify-generate ve
 	@echo "verify: all checks passed"
 
 .PHONY: fix
-fix: fix-fmt fix-proto fix-generate fix-versions fix-tidy ## Mend what `make verify` finds, where a machine can.
+fix: fix-fmt fix-proto fix-generate fix-versions ## Mend what `make verify` finds, where a machine can.
 
 # Every verify-X says how to mend what it finds: with the fix-X beside it, or by hand where judgement is needed.
 # What proto/ generates is compared by verify-proto. Here no test of a clean tree: what counts is that generating
