@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
@@ -109,14 +108,11 @@ func (c Config) sasl() (sasl.Mechanism, error) {
 	if c.SASLMechanism == "" {
 		return nil, nil
 	}
-	password := string(c.SASLPassword)
-	if c.SASLPasswordFile != "" {
-		b, err := os.ReadFile(c.SASLPasswordFile)
-		if err != nil {
-			return nil, fmt.Errorf("kafka-sasl-password-file: %w", err)
-		}
-		password = trimNewline(string(b))
+	secret, err := service.ReadSecret(c.SASLPasswordFile, c.SASLPassword)
+	if err != nil {
+		return nil, fmt.Errorf("kafka-sasl-password-file: %w", err)
 	}
+	password := secret.Reveal()
 	switch c.SASLMechanism {
 	case "PLAIN":
 		return plain.Auth{User: c.SASLUsername, Pass: password}.AsMechanism(), nil
@@ -124,16 +120,6 @@ func (c Config) sasl() (sasl.Mechanism, error) {
 		return scram.Auth{User: c.SASLUsername, Pass: password}.AsSha256Mechanism(), nil
 	}
 	return scram.Auth{User: c.SASLUsername, Pass: password}.AsSha512Mechanism(), nil
-}
-
-func trimNewline(s string) string {
-	if n := len(s); n > 0 && s[n-1] == '\n' {
-		s = s[:n-1]
-	}
-	if n := len(s); n > 0 && s[n-1] == '\r' {
-		s = s[:n-1]
-	}
-	return s
 }
 
 // ProducerOpts returns the options of every producer: idempotent, acknowledged by all in-sync replicas, partitioned by key as Kafka's

@@ -79,6 +79,7 @@ func (n *NodeState) joinConn(c *Connection) Outcome {
 			return Duplicate
 		}
 		n.Conn = *c
+		n.markUnordered(c)
 		return Applied
 	}
 	out := Duplicate

@@ -42,7 +42,7 @@ const (
 	connClean
 )
 
-var dialectCodes = [...]string{"", DialectEMQX, DialectEMQX50, DialectMosquitto20}
+var dialectCodes = [...]string{"", DialectEMQX, DialectEMQX50, DialectMosquitto20, DialectMosquitto21}
 
 // Append appends the state's canonical bytes to dst.
 func (s *State) Append(dst []byte) []byte {

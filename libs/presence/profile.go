@@ -40,7 +40,8 @@ func (s ReasonSet) Has(r Reason) bool { return s&(1<<r) != 0 }
 const (
 	DialectEMQX        = "emqx"          // 5.0.10 and later, 6.x
 	DialectEMQX50      = "emqx-5.0"      // 5.0.0 to 5.0.9: no Closed on takeover
-	DialectMosquitto20 = "mosquitto-2.0" // log_dest topic
+	DialectMosquitto20 = "mosquitto-2.0" // log_dest topic; also 1.x and 2.1.0
+	DialectMosquitto21 = "mosquitto-2.1" // log_dest topic, 2.1.1 and later
 )
 
 // ProfileOf returns the profile of a dialect. A dialect that is not built in gets the most careful one: what its facts name is
@@ -60,6 +61,8 @@ func ProfileOf(dialect string) Profile {
 			Certain:        Reasons(ReasonNormal, ReasonKicked),
 			CertainOverTCP: Reasons(ReasonConnectionLost, ReasonKeepAliveTimeout),
 		}
+	case DialectMosquitto21:
+		return Profile{Key: KeyReusable, ClosedOnTakeover: true, OrderedFeed: true}
 	default:
 		return Profile{Key: KeyUnique}
 	}

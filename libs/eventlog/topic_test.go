@@ -1,0 +1,99 @@
+package eventlog_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+func TestEnsureCreatesAndChecks(t *testing.T) {
+	ctx := context.Background()
+	_, cfg := eventlogtest.NewCluster(t)
+	eventlogtest.Ensure(t, cfg)
+	eventlogtest.Ensure(t, cfg) // what is there is fine
+	cl := eventlogtest.NewClient(t, cfg)
+	topics, err := kadm.NewClient(cl).ListTopics(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]int{eventlog.TopicClientEvents: 4, eventlog.TopicClientState: 4, eventlog.TopicNodeEvents: 1, eventlog.TopicDeadLetters: 4}
+	for name, n := range want {
+		if got := len(topics[name].Partitions); got != n {
+			t.Errorf("%s has %d partitions, want %d", name, got, n)
+		}
+	}
+	cfg.Partitions = 8
+	if err := eventlog.Ensure(ctx, cl, cfg); !errors.Is(err, eventlog.ErrTopicMismatch) || !strings.Contains(err.Error(), "has 4 partitions") {
+		t.Errorf("partition mismatch: %v", err)
+	}
+}
+
+func TestEnsureChecksCleanupPolicy(t *testing.T) {
+	ctx := context.Background()
+	_, cfg := eventlogtest.NewCluster(t)
+	cl := eventlogtest.NewClient(t, cfg)
+	if _, err := kadm.NewClient(cl).CreateTopic(ctx, cfg.Partitions, 1, map[string]*string{"cleanup.policy": kadm.StringPtr("delete")}, eventlog.TopicClientState); err != nil {
+		t.Fatal(err)
+	}
+	if err := eventlog.Ensure(ctx, cl, cfg); !errors.Is(err, eventlog.ErrTopicMismatch) || !strings.Contains(err.Error(), "cleanup.policy=delete") {
+		t.Errorf("cleanup policy: %v", err)
+	}
+}
+
+// TestPartition agrees with the partitioner that the Kafka client uses, for keys of every length modulo four.
+func TestPartition(t *testing.T) {
+	p := kgo.StickyKeyPartitioner(nil).ForTopic(eventlog.TopicClientEvents)
+	for _, id := range []string{"", "a", "ab", "abc", "abcd", "VIN0000001", "日本", strings.Repeat("x", 65_535)} {
+		key := eventlog.ClientKey("default", id)
+		for _, n := range []int32{1, 4, 16, 100} {
+			if got, want := eventlog.Partition(key, n), p.Partition(&kgo.Record{Key: key}, int(n)); got != int32(want) {
+				t.Errorf("partition of %.20q among %d: %d, want %d", key, n, got, want)
+			}
+		}
+	}
+}
+
+func TestKeys(t *testing.T) {
+	for _, id := range []string{"a", "a/b", "/", "日本"} {
+		c, got, err := eventlog.SplitClientKey(eventlog.ClientKey("default", id))
+		if err != nil || c != "default" || got != id {
+			t.Errorf("%q: %q %q %v", id, c, got, err)
+		}
+	}
+	if _, _, err := eventlog.SplitClientKey([]byte(eventlog.CheckpointKey)); !errors.Is(err, eventlog.ErrBadRecord) {
+		t.Errorf("the checkpoint's key must be no client's: %v", err)
+	}
+	if k := string(eventlog.NodeKey(&presence.NodeFact{Kind: presence.Feed, Cluster: "c", Bridge: "b"})); k != "c/b/feed" {
+		t.Errorf("feed key %s", k)
+	}
+	if k := string(eventlog.NodeKey(&presence.NodeFact{Kind: presence.NodeStarted, Cluster: "c", Node: "emqx@h"})); k != "c/emqx@h/started" {
+		t.Errorf("node key %s", k)
+	}
+	for _, name := range []string{"", "A", "a_b", "a/b", strings.Repeat("a", 64)} {
+		if eventlog.ValidCluster(name) == nil {
+			t.Errorf("cluster %q is accepted", name)
+		}
+	}
+}
+
+func TestConfigErrorsNameTheOption(t *testing.T) {
+	cfg := eventlog.DefaultConfig()
+	cfg.Partitions, cfg.ReplicationFactor, cfg.RecordFormat, cfg.Compression, cfg.SASLMechanism = 0, 0, "xml", "gzip9", "GSSAPI"
+	err := cfg.Validate()
+	for _, want := range []string{"kafka-partitions", "kafka-replication-factor", "kafka-record-format", "kafka-compression", "kafka-sasl-mechanism"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not name %s", err, want)
+		}
+	}
+	if err := eventlog.DefaultConfig().Validate(); err != nil {
+		t.Error(err)
+	}
+}
