@@ -3,7 +3,7 @@
 # places where the official images cannot be pulled. Needs root (debootstrap) and a Docker engine.
 #
 # An image carries the hash of its recipe as a label; one whose hash is still right is not built again.
-# PRESENCE_DEBIAN_MIRROR names another mirror than debootstrap's default.
+# DEBIAN_MIRROR names another mirror than debootstrap's default.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -52,7 +52,7 @@ finish() {
 }
 
 build_base() {
-  debootstrap --variant=minbase "$suite" "$work/root" ${PRESENCE_DEBIAN_MIRROR:+"$PRESENCE_DEBIAN_MIRROR"}
+  debootstrap --variant=minbase "$suite" "$work/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
   rm -rf "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*
   tar -C "$work/root" -c . | docker import --change "LABEL $label=$base_recipe" --change 'CMD ["bash"]' - "$base"
 }

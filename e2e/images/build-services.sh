@@ -11,6 +11,11 @@ if [ "${#services[@]}" -eq 0 ]; then
   services=(bridge materializer query presence)
 fi
 
+ldflags="-s -w"
+if [ "$version" != local ]; then
+  ldflags+=" -X github.com/mqtt-presence/presence/libs/service.version=$version"
+fi
+
 ca_certificates=/etc/ssl/certs/ca-certificates.crt
 if [ ! -r "$ca_certificates" ]; then
   echo "images: $ca_certificates is missing, and the images need it for TLS: install ca-certificates" >&2
@@ -32,7 +37,7 @@ context() {
   echo 'presence:x:65532:65532:presence:/data:/sbin/nologin' >"$dir/root/etc/passwd"
   echo 'presence:x:65532:' >"$dir/root/etc/group"
   (cd "$repo/services/$service" &&
-    CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags '-s -w' -o "$dir/root/$service" "./cmd/$service")
+    CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags "$ldflags" -o "$dir/root/$service" "./cmd/$service")
   sed "s/@SERVICE@/$service/" "$here/service.Dockerfile" >"$dir/Dockerfile"
 }
 

@@ -3,12 +3,12 @@
 #
 # Idempotent: where `docker info` answers already, nothing is changed. On Debian or Ubuntu as root, missing
 # packages come from apt; an engine that does not answer is started by hand, because a CI machine or a sandbox
-# often has no init system. The engine outlives this script; PRESENCE_DOCKERD_LOG says where it logs.
+# often has no init system. The engine outlives this script; DOCKERD_LOG says where it logs.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-log_file="${PRESENCE_DOCKERD_LOG:-${TMPDIR:-/tmp}/presence-dockerd.log}"
-start_timeout_s="${PRESENCE_DOCKERD_TIMEOUT_S:-60}"
+log_file="${DOCKERD_LOG:-${TMPDIR:-/tmp}/presence-dockerd.log}"
+start_timeout_s="${DOCKERD_TIMEOUT_S:-60}"
 
 say() { printf 'ensure-docker: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

@@ -4,6 +4,7 @@ FROM scratch
 COPY root/ /
 COPY --chown=65532:65532 owned/ /
 USER 65532:65532
-ENV PRESENCE_DATA_DIR=/data
+# A service that keeps nothing knows no --data-dir, so no variable names the folder; it is the working folder.
+WORKDIR /data
 VOLUME ["/data"]
 ENTRYPOINT ["/@SERVICE@"]
