@@ -1,0 +1,23 @@
+// Package query answers "is this MQTT client connected right now?" over REST and gRPC.
+//
+// The service keeps no state of its own. It asks a [StateReader]: the materializer itself when both run in one process, or a
+// [Router], which finds the owner of each partition in Kafka's consumer group and asks it over gRPC.
+//
+//	caller --REST--> rest.go --\                              /--> in process
+//	                            gate --> answers --> StateReader
+//	caller --gRPC--> grpc.go --/                              \--> Router --> materializers
+//
+// What it guarantees:
+//
+//   - REST and gRPC are one contract (proto/presence/v1) and one implementation: the same question gets the same answer, the same error
+//     code and the same message on both.
+//   - An MQTT client ID is opaque. Every ID of 1 to 65,535 bytes of UTF-8 can be asked for; it is never cleaned, folded or normalised.
+//   - Every /v1 answer, and GetStatus, says how fresh it is. What is not known counts as stale.
+//   - An answer that the facts do not decide is "unknown", with the best belief beside it; the short call answers the belief and
+//     says so in the header Presence-Status.
+//   - An error says what is wrong and what to do, names the field, and never shows what is inside the service.
+//   - Nobody learns from the time an answer takes whether an account exists. The cost of a password is paid once per credential.
+//
+// [Service.Run] blocks, owns its goroutines and stops within 3 seconds of its context's end. All exported methods may be called
+// from several goroutines. Metrics are labelled by call and outcome, never by client ID.
+package query

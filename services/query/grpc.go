@@ -1,0 +1,130 @@
+package query
+
+import (
+	"context"
+	"crypto/tls"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+)
+
+const (
+	// maxMessage bounds a gRPC message, in bytes, as maxBody does for REST.
+	maxMessage = maxBody
+	// maxHeaderList bounds the metadata of a call, in bytes.
+	maxHeaderList = 64 << 10
+	maxStreams    = 1_000
+)
+
+// newGRPC returns a server of PresenceService, health and reflection. The last two need no account.
+func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config) (*grpc.Server, *health.Server) {
+	i := &interceptor{gate: g, metrics: m}
+	opts := []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(i.unary),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaderList),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, Time: time.Minute, Timeout: 10 * time.Second}),
+	}
+	if tlsConfig != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
+	}
+	server := grpc.NewServer(opts...)
+	server.RegisterService(withReadableErrors(&presencev1.PresenceService_ServiceDesc), a)
+	h := health.NewServer()
+	healthv1.RegisterHealthServer(server, h)
+	reflection.Register(server)
+	return server, h
+}
+
+type interceptor struct {
+	gate    *gate
+	metrics *metrics
+}
+
+// unary admits calls of PresenceService, and measures them.
+func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	call, ours := strings.CutPrefix(info.FullMethod, "/"+presencev1.PresenceService_ServiceDesc.ServiceName+"/")
+	if !ours {
+		return handler(ctx, req)
+	}
+	began := time.Now()
+	var answer any
+	err := i.gate.admit(ctx, authorization(ctx), permissionOf(info.FullMethod))
+	if err == nil {
+		answer, err = handler(ctx, req)
+	}
+	i.metrics.observe(overGRPC, call, status.Code(err), began)
+	return answer, err
+}
+
+func permissionOf(fullMethod string) permission {
+	switch fullMethod {
+	case presencev1.PresenceService_GetStatus_FullMethodName:
+		return permConnect
+	case presencev1.PresenceService_GetClient_FullMethodName, presencev1.PresenceService_BatchGetClients_FullMethodName:
+		return permRead
+	}
+	// A call without a line here is for nobody but admins.
+	return permAdmin
+}
+
+func authorization(ctx context.Context) string {
+	if values := metadata.ValueFromIncomingContext(ctx, "authorization"); len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// withReadableErrors returns the service with handlers that answer a message which does not decode, such as one whose client_id is not
+// UTF-8, with INVALID_ARGUMENT in place of gRPC's INTERNAL, and not before the caller was admitted.
+func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+	copied := *desc
+	copied.Methods = make([]grpc.MethodDesc, len(desc.Methods))
+	for i, m := range desc.Methods {
+		handler := m.Handler
+		m.Handler = func(srv any, ctx context.Context, dec func(any) error, outer grpc.UnaryServerInterceptor) (any, error) {
+			var wrong error
+			decode := func(v any) error {
+				wrong = dec(v)
+				return nil
+			}
+			check := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+				checked := func(ctx context.Context, req any) (any, error) {
+					if wrong != nil {
+						return nil, notDecoded(wrong)
+					}
+					return next(ctx, req)
+				}
+				if outer == nil {
+					return checked(ctx, req)
+				}
+				return outer(ctx, req, info, checked)
+			}
+			return handler(srv, ctx, decode, check)
+		}
+		copied.Methods[i] = m
+	}
+	return &copied
+}
+
+func notDecoded(err error) error {
+	s := status.Convert(err)
+	if s.Code() != codes.Internal {
+		return err
+	}
+	return invalid("client_id", "the request does not decode; client_id, client_ids and cluster must be valid UTF-8: "+s.Message())
+}

@@ -1,0 +1,84 @@
+package query
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+)
+
+// Calls, as metrics name them.
+const (
+	callSeed    = "seed"
+	callOpenAPI = "openapi"
+	callNone    = "none" // a path or method that does not exist
+)
+
+// Transports, as metrics name them.
+const (
+	overREST = "rest"
+	overGRPC = "grpc"
+)
+
+// metrics of the service. Labels are calls, codes and reasons, never clients.
+type metrics struct {
+	requests       *prometheus.CounterVec
+	seconds        *prometheus.HistogramVec
+	refused        *prometheus.CounterVec
+	accounts       prometheus.Gauge
+	accountsValid  prometheus.Gauge
+	accountsErrors prometheus.Counter
+
+	seedOK      prometheus.Counter
+	seedSeconds prometheus.Observer
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "presence_query_requests_total",
+			Help: "Requests answered, by transport, call and gRPC code.",
+		}, []string{"transport", "call", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "presence_query_request_seconds",
+			Help:    "Time to answer a request.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"transport", "call"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "presence_query_refused_total",
+			Help: "Requests refused before they were read: no or wrong credentials, lacking permission, rate limit.",
+		}, []string{"reason"}),
+		accounts: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "presence_query_accounts",
+			Help: "Accounts that are valid.",
+		}),
+		accountsValid: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "presence_query_accounts_file_valid",
+			Help: "1 if the accounts file was read when it last changed, 0 if older accounts are in use.",
+		}),
+		accountsErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "presence_query_accounts_file_errors_total",
+			Help: "Changes of the accounts file that could not be read.",
+		}),
+	}
+	m.seedOK = m.requests.WithLabelValues(overREST, callSeed, codes.OK.String())
+	m.seedSeconds = m.seconds.WithLabelValues(overREST, callSeed)
+	return m, register(reg, m.requests, m.seconds, m.refused, m.accounts, m.accountsValid, m.accountsErrors)
+}
+
+func register(reg prometheus.Registerer, collectors ...prometheus.Collector) error {
+	var errs []error
+	for _, c := range collectors {
+		if err := reg.Register(c); err != nil {
+			errs = append(errs, fmt.Errorf("register metrics: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *metrics) observe(transport, call string, code codes.Code, began time.Time) {
+	m.requests.WithLabelValues(transport, call, code.String()).Inc()
+	m.seconds.WithLabelValues(transport, call).Observe(time.Since(began).Seconds())
+}

@@ -1,0 +1,454 @@
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/service"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+)
+
+const (
+	refreshInterval = 2 * time.Second
+	refreshTimeout  = 5 * time.Second
+	// minRefresh keeps failing requests from asking Kafka without pause.
+	minRefresh = 100 * time.Millisecond
+	// maxRounds bounds how often a request asks again with a newer routing.
+	maxRounds = 8
+	// maxAnswer bounds the answer of a materializer, in bytes.
+	maxAnswer = 64 << 20
+)
+
+// Router is the StateReader over the network. It finds the owner of each partition by asking Kafka for the members of the
+// materializers' consumer groups: a member's instance ID is the address of its StateService.
+type Router struct {
+	cfg     Config
+	log     *slog.Logger
+	kafka   *kgo.Client
+	admin   *kadm.Client
+	creds   credentials.TransportCredentials
+	metrics routerMetrics
+
+	trigger chan struct{} // asks the refresh loop for an early refresh
+
+	mu        sync.Mutex
+	current   *routing
+	refreshed chan struct{} // closed by the next refresh, whatever its outcome
+	lastErr   error
+	complete  bool // every partition had an owner once
+	conns     map[string]*connection
+}
+
+// connection to one materializer.
+type connection struct {
+	conn    *grpc.ClientConn
+	client  presencev1.StateServiceClient
+	retired time.Time // when the routing ceased to name it; zero while it does
+}
+
+type routerMetrics struct {
+	refreshes *prometheus.CounterVec
+	calls     *prometheus.CounterVec
+	unowned   prometheus.Gauge
+	age       prometheus.GaugeFunc
+}
+
+// NewRouter checks the configuration and connects to nothing yet.
+func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router, error) {
+	log = log.With(service.KeyComponent, "router")
+	opts, err := cfg.Opts(log)
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig, err := cfg.StateTLS.Config()
+	if err != nil {
+		return nil, fmt.Errorf("state-tls: %w", err)
+	}
+	creds := insecure.NewCredentials()
+	if tlsConfig != nil {
+		creds = credentials.NewTLS(tlsConfig)
+	}
+	r := &Router{
+		cfg: cfg, log: log, creds: creds,
+		trigger:   make(chan struct{}, 1),
+		refreshed: make(chan struct{}),
+		conns:     make(map[string]*connection),
+	}
+	r.metrics = routerMetrics{
+		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "presence_query_routing_refreshes_total",
+			Help: "Questions to Kafka who owns which partition, by outcome.",
+		}, []string{"outcome"}),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "presence_query_owner_calls_total",
+			Help: "Calls to materializers, by gRPC code.",
+		}, []string{"code"}),
+		unowned: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "presence_query_unowned_partitions",
+			Help: "Partitions that no replica owns.",
+		}),
+		age: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "presence_query_routing_age_seconds",
+			Help: "Time since Kafka last confirmed the routing; 0 before the first time.",
+		}, func() float64 {
+			if at := r.RoutedAt(); !at.IsZero() {
+				return time.Since(at).Seconds()
+			}
+			return 0
+		}),
+	}
+	if err := register(reg, r.metrics.refreshes, r.metrics.calls, r.metrics.unowned, r.metrics.age); err != nil {
+		return nil, err
+	}
+	if r.kafka, err = kgo.NewClient(opts...); err != nil {
+		return nil, fmt.Errorf("create the kafka client: %w", err)
+	}
+	r.admin = kadm.NewClient(r.kafka)
+	return r, nil
+}
+
+// Run keeps the routing fresh until ctx ends, then closes all connections and returns nil. A Router runs once.
+func (r *Router) Run(ctx context.Context) error {
+	tick := time.NewTicker(refreshInterval)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		r.refresh(ctx)
+		pause := time.NewTimer(minRefresh)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		case <-r.trigger:
+		}
+	}
+	r.kafka.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for _, c := range r.conns {
+		errs = append(errs, c.conn.Close())
+	}
+	clear(r.conns)
+	return errors.Join(errs...)
+}
+
+// refresh asks Kafka once and makes the answer the current routing.
+func (r *Router) refresh(ctx context.Context) {
+	within, cancel := context.WithTimeout(ctx, refreshTimeout)
+	defer cancel()
+	r.mu.Lock()
+	old := r.current
+	r.mu.Unlock()
+	next, err := discover(within, r.admin, r.cfg.Replicas, old)
+	if ctx.Err() != nil {
+		return
+	}
+	outcome := "ok"
+	if err != nil {
+		outcome = "error"
+	}
+	r.metrics.refreshes.WithLabelValues(outcome).Inc()
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil && (r.lastErr == nil || r.lastErr.Error() != err.Error()) {
+		r.log.Warn("routing not refreshed; the last one stays in use", service.KeyError, err)
+	}
+	r.lastErr = err
+	if next != nil {
+		unowned := next.unowned()
+		r.metrics.unowned.Set(float64(unowned))
+		r.complete = r.complete || unowned == 0
+		r.current = next
+		r.retire(next.addrs())
+	}
+	close(r.refreshed)
+	r.refreshed = make(chan struct{})
+}
+
+// retire closes connections that the routing has not named for longer than a request can take.
+func (r *Router) retire(named map[string]bool) {
+	now := time.Now()
+	for addr, c := range r.conns {
+		switch {
+		case named[addr]:
+			c.retired = time.Time{}
+		case c.retired.IsZero():
+			c.retired = now
+		case now.Sub(c.retired) > 2*r.cfg.RequestTimeout:
+			delete(r.conns, addr)
+			if err := c.conn.Close(); err != nil {
+				r.log.Warn("connection to a former owner not closed", service.KeyAddr, addr, service.KeyError, err)
+			}
+		}
+	}
+}
+
+// RoutedAt is when Kafka last confirmed the owners; zero before the first time.
+func (r *Router) RoutedAt() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == nil {
+		return time.Time{}
+	}
+	return r.current.confirmed
+}
+
+// Ready returns nil once every partition has had an owner; from then on it does not take back what single partitions lack, which
+// answers say.
+func (r *Router) Ready(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.complete:
+		return nil
+	case r.current == nil && r.lastErr != nil:
+		return fmt.Errorf("no routing yet: %w", r.lastErr)
+	case r.current == nil:
+		return errors.New("no routing yet: kafka was not asked")
+	}
+	return fmt.Errorf("%d of %d partitions have no owner yet; is a materializer running for replica %v?",
+		r.current.unowned(), r.current.partitions, r.cfg.Replicas)
+}
+
+// routing returns the current routing, nil if there is none, and a channel that the next refresh closes.
+func (r *Router) routing() (*routing, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current, r.refreshed
+}
+
+func (r *Router) connect(addr string) (presencev1.StateServiceClient, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.conns[addr]; c != nil {
+		return c.client, nil
+	}
+	// The address is one that the materializer advertised, not a name for a resolver of ours to look for services behind.
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(r.creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxAnswer)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			// A restarted materializer is to be found again at once.
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}))
+	if err != nil {
+		return nil, fmt.Errorf("connect to the materializer at %s: %w", addr, err)
+	}
+	c := &connection{conn: conn, client: presencev1.NewStateServiceClient(conn)}
+	r.conns[addr] = c
+	return c.client, nil
+}
+
+// GetStates implements StateReader. It asks the owner of each key's partition, in the first replica that answers. If an owner cannot be
+// reached or does not own the partition any more, it asks again with a newer routing, a few times within ctx's deadline.
+func (r *Router) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	q := &routedRead{router: r, req: req, pending: make([]int, len(req.GetKeys()))}
+	for i := range q.pending {
+		q.pending[i] = i
+	}
+	for round := 0; ; round++ {
+		table, refreshed := r.routing()
+		if table != nil {
+			if err := q.ask(ctx, table); err != nil {
+				return nil, err
+			}
+			if len(q.pending) == 0 {
+				return q.answer(), nil
+			}
+		}
+		if round == maxRounds {
+			return nil, q.noOwner(table)
+		}
+		select {
+		case r.trigger <- struct{}{}:
+		default:
+		}
+		select {
+		case <-refreshed:
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return nil, status.FromContextError(ctx.Err()).Err()
+			}
+			return nil, q.noOwner(table)
+		}
+	}
+}
+
+// routedRead is one request on its way through the owners.
+type routedRead struct {
+	router  *Router
+	req     *presencev1.GetStatesRequest
+	pending []int // indexes of the keys that are not answered
+	parts   []*presencev1.GetStatesResponse
+	lastErr error
+}
+
+// ask sends the pending keys to their owners, and those that an owner failed to answer to the next replica's. What is then still
+// pending nobody answered. An error is final.
+func (q *routedRead) ask(ctx context.Context, table *routing) error {
+	failed := make(map[string]map[int32]bool) // by address; partition -1 stands for all
+	for {
+		calls := q.plan(table, failed)
+		if len(calls) == 0 {
+			return nil
+		}
+		if len(calls) == 1 {
+			calls[0].run(ctx, q.router)
+		} else {
+			var wg sync.WaitGroup
+			for _, c := range calls {
+				wg.Go(func() { c.run(ctx, q.router) })
+			}
+			wg.Wait()
+		}
+		answered := make(map[int]bool)
+		for _, c := range calls {
+			if failed[c.addr] == nil {
+				failed[c.addr] = make(map[int32]bool)
+			}
+			if c.err != nil {
+				if !retryable(ctx, c.err) {
+					return c.err
+				}
+				q.lastErr = fmt.Errorf("ask %s: %w", c.addr, c.err)
+				failed[c.addr][-1] = true
+				continue
+			}
+			for _, i := range c.answer.GetNotOwned() {
+				if int(i) < len(c.indexes) {
+					q.lastErr = nil
+					failed[c.addr][q.partition(table, c.indexes[i])] = true
+				}
+			}
+			if err := q.take(c, answered); err != nil {
+				return err
+			}
+		}
+		left := q.pending[:0]
+		for _, i := range q.pending {
+			if !answered[i] {
+				left = append(left, i)
+			}
+		}
+		q.pending = left
+	}
+}
+
+func (q *routedRead) partition(table *routing, index int) int32 {
+	return eventlog.Partition(eventlog.ClientKey(q.req.GetCluster(), q.req.GetKeys()[index].GetClientId()), table.partitions)
+}
+
+// plan groups the pending keys by owner.
+func (q *routedRead) plan(table *routing, failed map[string]map[int32]bool) []*ownerCall {
+	var calls []*ownerCall
+	byAddr := make(map[string]*ownerCall)
+	for _, i := range q.pending {
+		p := q.partition(table, i)
+		addr := table.owner(p, func(addr string) bool { return failed[addr][-1] || failed[addr][p] })
+		if addr == "" {
+			continue
+		}
+		c := byAddr[addr]
+		if c == nil {
+			c = &ownerCall{addr: addr, req: &presencev1.GetStatesRequest{Cluster: q.req.GetCluster()}}
+			byAddr[addr] = c
+			calls = append(calls, c)
+		}
+		c.indexes = append(c.indexes, i)
+		c.req.Keys = append(c.req.Keys, q.req.GetKeys()[i])
+	}
+	return calls
+}
+
+// take renumbers a part's entries to the indexes of the whole.
+func (q *routedRead) take(c *ownerCall, answered map[int]bool) error {
+	for _, e := range c.answer.GetEntries() {
+		if int(e.GetIndex()) >= len(c.indexes) {
+			return status.Errorf(codes.Internal, "the materializer at %s answered for key %d of %d", c.addr, e.GetIndex(), len(c.indexes))
+		}
+		i := c.indexes[e.GetIndex()]
+		e.Index = uint32(i)
+		answered[i] = true
+	}
+	if len(c.answer.GetEntries()) > 0 {
+		q.parts = append(q.parts, c.answer)
+	}
+	// An owner that passes a key over in silence is not asked again for it.
+	if len(c.answer.GetEntries())+len(c.answer.GetNotOwned()) < len(c.indexes) {
+		return status.Errorf(codes.Internal, "the materializer at %s left keys without an answer", c.addr)
+	}
+	return nil
+}
+
+// noOwner says what is missing, and since when if the last owner failed.
+func (q *routedRead) noOwner(table *routing) error {
+	if table == nil {
+		return unavailable("the owners of the partitions are not known yet: kafka has not answered; ask again")
+	}
+	p := q.partition(table, q.pending[0])
+	what := "has no owner"
+	if q.lastErr != nil {
+		what = "has an owner that does not answer"
+		q.router.log.Debug("owner does not answer", service.KeyPartition, p, service.KeyError, q.lastErr)
+	}
+	return unavailable(fmt.Sprintf("partition %d of %s %s right now; ask again", p, eventlog.TopicClientEvents, what))
+}
+
+// ownerCall is the part of a request that one owner answers.
+type ownerCall struct {
+	addr    string
+	indexes []int // of the whole request's keys
+	req     *presencev1.GetStatesRequest
+	answer  *presencev1.GetStatesResponse
+	err     error
+}
+
+func (c *ownerCall) run(ctx context.Context, r *Router) {
+	client, err := r.connect(c.addr)
+	if err == nil {
+		c.answer, err = client.GetStates(ctx, c.req)
+	}
+	c.err = err
+	r.metrics.calls.WithLabelValues(status.Code(err).String()).Inc()
+}
+
+// retryable reports whether another owner, or the same one later, may answer.
+func retryable(ctx context.Context, err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable:
+		return true
+	case codes.Canceled:
+		// The connection was closed under the call, unless it is the caller who has gone.
+		return ctx.Err() == nil
+	}
+	return false
+}
+
+// answer joins the parts.
+func (q *routedRead) answer() *presencev1.GetStatesResponse {
+	if len(q.parts) == 1 {
+		return q.parts[0]
+	}
+	return joinParts(q.parts, len(q.req.GetKeys()))
+}
