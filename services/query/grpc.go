@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
@@ -31,7 +33,8 @@ const (
 func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config) (*grpc.Server, *health.Server) {
 	i := &interceptor{gate: g, metrics: m}
 	opts := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(i.unary),
+		grpc.UnaryInterceptor(i.unary),
+		grpc.ForceServerCodecV2(tolerantCodec{encoding.GetCodecV2(proto.Name)}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -90,29 +93,26 @@ func authorization(ctx context.Context) string {
 }
 
 // withReadableErrors returns the service with handlers that answer a message which does not decode, such as one whose client_id is not
-// UTF-8, with INVALID_ARGUMENT in place of gRPC's INTERNAL, and not before the caller was admitted.
+// UTF-8, with INVALID_ARGUMENT in place of gRPC's INTERNAL, and not before the caller was admitted. It needs tolerantCodec.
 func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	copied := *desc
 	copied.Methods = make([]grpc.MethodDesc, len(desc.Methods))
 	for i, m := range desc.Methods {
 		handler := m.Handler
 		m.Handler = func(srv any, ctx context.Context, dec func(any) error, outer grpc.UnaryServerInterceptor) (any, error) {
-			var wrong error
+			var in incoming
 			decode := func(v any) error {
-				wrong = dec(v)
-				return nil
+				in.message = v
+				return dec(&in)
 			}
 			check := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-				checked := func(ctx context.Context, req any) (any, error) {
-					if wrong != nil {
-						return nil, notDecoded(wrong)
+				return outer(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+					if in.wrong != nil {
+						return nil, invalid("client_id",
+							"the request does not decode; client_id, client_ids and cluster must be valid UTF-8: "+in.wrong.Error())
 					}
 					return next(ctx, req)
-				}
-				if outer == nil {
-					return checked(ctx, req)
-				}
-				return outer(ctx, req, info, checked)
+				})
 			}
 			return handler(srv, ctx, decode, check)
 		}
@@ -121,10 +121,22 @@ func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return &copied
 }
 
-func notDecoded(err error) error {
-	s := status.Convert(err)
-	if s.Code() != codes.Internal {
-		return err
+// incoming is a message that is being received, and what was wrong with it.
+type incoming struct {
+	message any
+	wrong   error
+}
+
+// tolerantCodec is gRPC's own codec, except that it leaves errors in an incoming to its reader: gRPC answers the caller itself when a
+// codec fails.
+type tolerantCodec struct{ encoding.CodecV2 }
+
+// Unmarshal decodes into v.
+func (c tolerantCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	in, ok := v.(*incoming)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
 	}
-	return invalid("client_id", "the request does not decode; client_id, client_ids and cluster must be valid UTF-8: "+s.Message())
+	in.wrong = c.CodecV2.Unmarshal(data, in.message)
+	return nil
 }

@@ -133,7 +133,9 @@ func (s *Service) Ready(ctx context.Context) error {
 	if s.HTTPAddr() == nil {
 		return errors.New("the listeners are not open yet")
 	}
-	if r, ok := s.reader.(interface{ Ready(ctx context.Context) error }); ok {
+	if r, ok := s.reader.(interface {
+		Ready(ctx context.Context) error
+	}); ok {
 		return r.Ready(ctx)
 	}
 	return nil

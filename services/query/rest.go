@@ -195,6 +195,14 @@ func callOf(method, pattern string) *v1Call {
 	return &v1Call{name: "other", need: permAdmin}
 }
 
+// allowed returns the methods of a path below /v1 that was called with another.
+func allowed(path string) string {
+	if strings.HasPrefix(path, "/v1/clients/") {
+		return http.MethodGet
+	}
+	return http.MethodPost
+}
+
 type v1CallKey struct{}
 
 // v1 admits a request that the gateway has routed, before anything of it is read.
@@ -273,6 +281,7 @@ func (h *rest) v1Error(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marsh
 // v1RoutingError answers paths below /v1 that no call has.
 func (h *rest) v1RoutingError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
 	if httpStatus == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", allowed(r.URL.RawPath))
 		h.fail(w, callNone, httpStatus, errNoSuchMethod(r.Method))
 		return
 	}
