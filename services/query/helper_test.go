@@ -159,3 +159,14 @@ func (a answer) fields(t testing.TB) map[string]any {
 	}
 	return m
 }
+
+func newRegistry() *prometheus.Registry { return prometheus.NewRegistry() }
+
+func newService(t testing.TB, cfg query.Config, reader query.StateReader) *query.Service {
+	t.Helper()
+	s, err := query.New(cfg, reader, discardLog(), newRegistry())
+	if err != nil {
+		t.Fatalf("new service: %v", err)
+	}
+	return s
+}
