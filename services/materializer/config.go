@@ -1,0 +1,103 @@
+package materializer
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+)
+
+// Config is the configuration of a materializer.
+type Config struct {
+	DataDir   string `conf:"data-dir" usage:"directory of the state; made if absent, filled from Kafka if empty"`
+	StateAddr string `conf:"state-addr" usage:"listen address of the StateService, which query asks"`
+	// StateAdvertise is also the static member ID of the consumer group, from which query learns who owns a partition.
+	StateAdvertise string        `conf:"state-advertise" usage:"address at which query reaches the StateService, unique in the replica; empty: state-addr"`
+	Replica        string        `conf:"replica" usage:"name of the replica: each is a consumer group of its own that owns all partitions"`
+	Publish        bool          `conf:"publish" usage:"publish transitions and checkpoints to client-state; exactly one replica must"`
+	Allowance      time.Duration `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
+
+	CheckpointInterval time.Duration `conf:"checkpoint-interval" usage:"time between two checkpoints of a partition that moved"`
+	CacheSize          int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache"`
+
+	Kafka eventlog.Config
+
+	// NoServer leaves the network server out: the all-in-one reads in process.
+	NoServer bool `conf:"-"`
+
+	sessionTimeout time.Duration // of the consumer group; 0: defaultSessionTimeout
+	fs             vfs.FS        // of the store; nil: the operating system's
+}
+
+const (
+	defaultStateAddr      = "127.0.0.1:8083"
+	defaultSessionTimeout = 10 * time.Second
+	maxReplicaBytes       = 63
+)
+
+// DefaultConfig returns the defaults; Kafka.Brokers and DataDir are empty.
+func DefaultConfig() Config {
+	return Config{
+		StateAddr: defaultStateAddr, Replica: "a", Publish: true, Allowance: 2 * time.Second,
+		CheckpointInterval: 10 * time.Second, CacheSize: 256 << 20, Kafka: eventlog.DefaultConfig(),
+	}
+}
+
+// Validate reports every mistake, each with the option's name.
+func (c Config) Validate() error {
+	var errs []error
+	if c.DataDir == "" {
+		errs = append(errs, errors.New("data-dir: is empty; name a directory for the state"))
+	}
+	if len(c.Kafka.Brokers) == 0 {
+		errs = append(errs, errors.New("kafka-brokers: is empty; name at least one broker as host:port"))
+	}
+	if !c.NoServer {
+		errs = append(errs, checkAddr("state-addr", c.StateAddr))
+	}
+	if c.StateAdvertise != "" {
+		errs = append(errs, checkAddr("state-advertise", c.StateAdvertise))
+	}
+	if c.Replica == "" || len(c.Replica) > maxReplicaBytes {
+		errs = append(errs, fmt.Errorf("replica: %q has %d bytes; use 1 to %d", c.Replica, len(c.Replica), maxReplicaBytes))
+	}
+	if c.Allowance < 0 {
+		errs = append(errs, fmt.Errorf("allowance: %v is negative; use 0 or more", c.Allowance))
+	}
+	if c.CheckpointInterval <= 0 {
+		errs = append(errs, fmt.Errorf("checkpoint-interval: %v is not positive; use for example 10s", c.CheckpointInterval))
+	}
+	if c.CacheSize < 0 {
+		errs = append(errs, fmt.Errorf("cache-size: %d is negative; use 0 or more bytes", c.CacheSize))
+	}
+	return errors.Join(append(errs, c.Kafka.Validate())...)
+}
+
+func checkAddr(option, addr string) error {
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return fmt.Errorf("%s: %q is not host:port: %w", option, addr, err)
+	}
+	return nil
+}
+
+// group is the consumer group of the replica.
+func (c Config) group() string { return "presence-materializer-" + c.Replica }
+
+// instance is the static member ID.
+func (c Config) instance() string {
+	if c.StateAdvertise != "" {
+		return c.StateAdvertise
+	}
+	return c.StateAddr
+}
+
+func (c Config) session() time.Duration {
+	if c.sessionTimeout != 0 {
+		return c.sessionTimeout
+	}
+	return defaultSessionTimeout
+}

@@ -1,0 +1,35 @@
+// Package materializer folds client events from Kafka into rows, and answers for them: is this client connected right now?
+//
+//	client-events --fetcher--> queue --fold--> store (rows, outbox, next offset) --publisher--> client-state
+//	node-events ---> node table -----^ sweep       ^ GetStates
+//
+// A process owns the partitions that its consumer group assigns to it. One goroutine per partition folds its facts, sweeps its rows after
+// a change of nodes and writes its checkpoints; beside it one publishes its outbox. Catching up and being live are one path with two
+// batch sizes.
+//
+// # Guarantees
+//
+//   - A fact has one of three fates: it is applied; or it can never be and is in the dead letters, durably, before the offset passes it; or
+//     Run stops with an error and a restart begins with it again.
+//   - Rows, the transitions that they caused and the next offset are one batch of the store. The group's committed offset is a progress
+//     report. If Kafka no longer has the next offset, facts are lost, and that is an error.
+//   - Transitions are published in order, all of them, with versions (client-events offset, node-events offset) that ascend per client. A
+//     record is published only after the store has synced its batch: what others have read is not undone by a crash of any kind. After
+//     a crash the same bytes may come twice, with equal versions.
+//   - One process publishes a partition: to acquire it fences the one before, and then reads what that one published and this store does
+//     not have. A store without rows is filled this way, and a partition that comes back goes on from what others made of it.
+//   - A checkpoint says: all states up to this offset are published before it in its partition.
+//   - Node events are read to the end before the first fact is folded, at every start, and wait for nothing after that. A change of
+//     nodes is in every answer at once; the sweep publishes the transitions that follow.
+//   - A read never reports a freshness that is newer than the rows it read.
+//
+// # Bounds
+//
+// At most maxQueued records wait for the fold, over all partitions, and about maxOutbox records of a partition for publication: beyond
+// that its fold waits, and after a second the others go on without it. A node record that cannot be read is put into the dead letters at
+// every start, since the topic is read from its beginning.
+//
+// # Concurrency
+//
+// GetStates, Ready, StateAddr and Listen may be called from any goroutine at any time. Run runs once.
+package materializer

@@ -1,0 +1,263 @@
+package materializer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+)
+
+const (
+	// maxQueued bounds the records that wait for the fold, over all partitions; a fetch may overshoot it once.
+	maxQueued = 64 << 10
+	// stallPatience is how long all may wait for partitions whose outbox is full, before the others go on without them.
+	stallPatience = time.Second
+)
+
+// fetcher reads client-events and hands the records to the queues of the owned partitions.
+//
+// It is not a member of the consumer group, only owner is: where a partition begins is known late, after its former owner is fenced and
+// its rows are brought up to date, and is no business of the group. All changes of what is read are made between two polls, by
+// the goroutine that polls, so that no record of a former assignment can reach a later one.
+type fetcher struct {
+	client *kgo.Client
+	log    *slog.Logger
+
+	mu         sync.Mutex
+	pending    []func()
+	cancelPoll context.CancelFunc
+
+	// wake has something to say when a queue was emptied or a function is pending.
+	wake   chan struct{}
+	queues map[int32]*queue // touched by run only
+	paused map[int32]bool   // touched by run only
+}
+
+func newFetcher(cfg eventlog.Config, log *slog.Logger) (*fetcher, error) {
+	opts, err := cfg.Opts(log)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := kgo.NewClient(append(opts,
+		// A partition that begins below what Kafka keeps has lost facts: that must be an error, not a jump.
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchMaxWait(maxFetchWait),
+		kgo.FetchMaxBytes(32<<20),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("create the consumer of %s: %w", eventlog.TopicClientEvents, err)
+	}
+	return &fetcher{client: cl, log: log, wake: make(chan struct{}, 1), queues: map[int32]*queue{}, paused: map[int32]bool{}}, nil
+}
+
+// do has the polling goroutine call fn before its next poll.
+func (f *fetcher) do(fn func()) {
+	f.mu.Lock()
+	f.pending = append(f.pending, fn)
+	if f.cancelPoll != nil {
+		f.cancelPoll()
+	}
+	f.mu.Unlock()
+	f.signal()
+}
+
+// nudge has the polling goroutine look at the queues.
+func (f *fetcher) nudge() { f.do(func() {}) }
+
+func (f *fetcher) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// add reads a partition from an offset on into a queue.
+func (f *fetcher) add(partition int32, offset int64, q *queue) {
+	f.do(func() {
+		f.queues[partition] = q
+		f.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{eventlog.TopicClientEvents: {partition: kgo.NoResetOffset().At(offset)}})
+	})
+}
+
+// remove ends the reading into a queue.
+func (f *fetcher) remove(partition int32, q *queue) {
+	f.do(func() {
+		if f.queues[partition] != q {
+			return
+		}
+		delete(f.queues, partition)
+		f.resume(partition)
+		f.client.RemoveConsumePartitions(map[string][]int32{eventlog.TopicClientEvents: {partition}})
+	})
+}
+
+func (f *fetcher) pause(partition int32) {
+	f.paused[partition] = true
+	f.client.PauseFetchPartitions(map[string][]int32{eventlog.TopicClientEvents: {partition}})
+}
+
+func (f *fetcher) resume(partition int32) {
+	if f.paused[partition] {
+		delete(f.paused, partition)
+		f.client.ResumeFetchPartitions(map[string][]int32{eventlog.TopicClientEvents: {partition}})
+	}
+}
+
+// run polls until ctx ends.
+func (f *fetcher) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		pollCtx, cancel := f.runPending(ctx)
+		fetches := f.client.PollFetches(pollCtx)
+		cancel()
+		if err := fetchError(ctx, fetches); err != nil {
+			return err
+		}
+		now := time.Now().UnixMilli()
+		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+			if p.Topic != eventlog.TopicClientEvents || p.Err != nil {
+				return // an interrupted poll
+			}
+			if q := f.queues[p.Partition]; q != nil {
+				q.progress.sawEnd(p.HighWatermark, now)
+				q.push(p.Records)
+			}
+		})
+		f.makeRoom(ctx)
+	}
+	return nil
+}
+
+// runPending calls the pending functions and returns the context of a poll that ends when there are new ones.
+func (f *fetcher) runPending(ctx context.Context) (context.Context, context.CancelFunc) {
+	f.mu.Lock()
+	pending := f.pending
+	f.pending = nil
+	pollCtx, cancel := context.WithCancel(ctx)
+	f.cancelPoll = cancel
+	f.mu.Unlock()
+	for _, fn := range pending {
+		fn()
+	}
+	return pollCtx, cancel
+}
+
+// makeRoom waits until the queues are short. A partition that stands still because its outbox is full must not hold up the others: it is
+// paused until it moves.
+func (f *fetcher) makeRoom(ctx context.Context) {
+	for partition := range f.paused {
+		if q := f.queues[partition]; q == nil || !q.stalled.Load() {
+			f.resume(partition)
+		}
+	}
+	var patience *time.Timer
+	for f.queued() > maxQueued {
+		if patience == nil {
+			patience = time.NewTimer(stallPatience)
+			defer patience.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.wake:
+			_, cancel := f.runPending(ctx)
+			cancel()
+		case <-patience.C:
+			for partition, q := range f.queues {
+				if q.stalled.Load() {
+					f.pause(partition)
+				}
+			}
+			patience.Reset(stallPatience)
+		}
+	}
+}
+
+// queued counts the records in the queues of partitions that are not paused.
+func (f *fetcher) queued() int {
+	n := 0
+	for partition, q := range f.queues {
+		if !f.paused[partition] {
+			n += int(q.length.Load())
+		}
+	}
+	return n
+}
+
+// queue holds the fetched records of a partition until they are folded.
+type queue struct {
+	progress *progress
+	popped   func()      // called after a take
+	stalled  atomic.Bool // the fold waits for the outbox
+	length   atomic.Int64
+	ready    chan struct{} // has something to say when the queue is not empty
+
+	mu      sync.Mutex
+	records []*kgo.Record
+}
+
+func newQueue(p *progress, popped func()) *queue {
+	return &queue{progress: p, popped: popped, ready: make(chan struct{}, 1)}
+}
+
+func (q *queue) push(records []*kgo.Record) {
+	if len(records) == 0 {
+		return
+	}
+	q.mu.Lock()
+	q.records = append(q.records, records...)
+	q.length.Store(int64(len(q.records)))
+	q.mu.Unlock()
+	q.announce()
+}
+
+func (q *queue) announce() {
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take appends at most limit records to dst.
+func (q *queue) take(dst []*kgo.Record, limit int) []*kgo.Record {
+	q.mu.Lock()
+	n := min(limit, len(q.records))
+	dst = append(dst, q.records[:n]...)
+	clear(q.records[:n])
+	if q.records = q.records[n:]; len(q.records) == 0 {
+		q.records = nil
+	}
+	rest := len(q.records)
+	q.length.Store(int64(rest))
+	q.mu.Unlock()
+	if rest > 0 {
+		q.announce()
+	}
+	q.popped()
+	return dst
+}
+
+// errOutOfRange is returned when Kafka does not keep the offset to go on from.
+var errOutOfRange = errors.New("facts are lost")
+
+// fetchError returns the first error of a poll, nil if it only was interrupted. The Kafka client has tried again before where that helps.
+func fetchError(ctx context.Context, fetches kgo.Fetches) error {
+	for _, e := range fetches.Errors() {
+		switch {
+		case ctx.Err() != nil || errors.Is(e.Err, context.Canceled) || errors.Is(e.Err, kgo.ErrClientClosed):
+			continue
+		case errors.Is(e.Err, kerr.OffsetOutOfRange):
+			return fmt.Errorf("%w: %s partition %d no longer has the offset to go on from (retention passed, or the topic was cut): %w; "+
+				"empty data-dir to begin with the latest checkpoint, or raise the topic's retention", errOutOfRange, e.Topic, e.Partition, e.Err)
+		}
+		return fmt.Errorf("read %s partition %d: %w", e.Topic, e.Partition, e.Err)
+	}
+	return nil
+}

@@ -1,0 +1,66 @@
+package materializer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/services/materializer/store"
+)
+
+// bounds returns the first offset of a partition and its end offset.
+func bounds(ctx context.Context, adm *kadm.Client, topic string, partition int32) (first, end int64, err error) {
+	if first, err = offsetOf(ctx, adm.ListStartOffsets, topic, partition); err != nil {
+		return 0, 0, err
+	}
+	end, err = offsetOf(ctx, adm.ListEndOffsets, topic, partition)
+	return first, end, err
+}
+
+// committedBounds is bounds with the end of what is committed: no open transaction is below it.
+func committedBounds(ctx context.Context, adm *kadm.Client, topic string, partition int32) (first, end int64, err error) {
+	if first, err = offsetOf(ctx, adm.ListStartOffsets, topic, partition); err != nil {
+		return 0, 0, err
+	}
+	end, err = offsetOf(ctx, adm.ListCommittedOffsets, topic, partition)
+	return first, end, err
+}
+
+func offsetOf(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partition int32) (int64, error) {
+	listed, err := list(ctx, topic)
+	if err != nil {
+		return 0, fmt.Errorf("list the offsets of %s: %w", topic, err)
+	}
+	o, ok := listed.Lookup(topic, partition)
+	if !ok {
+		return 0, fmt.Errorf("list the offsets of %s: kafka does not know partition %d; do all services have the same kafka-partitions?", topic, partition)
+	}
+	if o.Err != nil {
+		return 0, fmt.Errorf("list the offsets of %s partition %d: %w", topic, partition, o.Err)
+	}
+	return o.Offset, nil
+}
+
+// identity asks Kafka which log this is.
+func identity(ctx context.Context, adm *kadm.Client) (store.Identity, error) {
+	m, err := adm.Metadata(ctx, eventlog.TopicClientEvents)
+	if err != nil {
+		return store.Identity{}, fmt.Errorf("ask kafka for its identity: %w", err)
+	}
+	t := m.Topics[eventlog.TopicClientEvents]
+	if t.Err != nil {
+		return store.Identity{}, fmt.Errorf("ask kafka for the identity of %s: %w", eventlog.TopicClientEvents, t.Err)
+	}
+	return store.Identity{KafkaCluster: m.Cluster, TopicID: t.ID, Partitions: int32(len(t.Partitions))}, nil
+}
+
+// ignoreCancel returns nil in place of an error that only says that ctx ended.
+func ignoreCancel(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, ctx.Err())) {
+		return nil
+	}
+	return err
+}

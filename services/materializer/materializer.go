@@ -1,0 +1,178 @@
+package materializer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/service"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+	"github.com/mqtt-presence/presence/services/materializer/store"
+)
+
+// Materializer folds the partitions that its consumer group gives it, and answers for them.
+type Materializer struct {
+	presencev1.UnimplementedStateServiceServer
+
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	listenMu sync.Mutex
+	listener net.Listener
+
+	shared atomic.Pointer[parts]                // set once Run has opened the store
+	owners atomic.Pointer[owners]               // set once Run has joined the group
+	served atomic.Pointer[map[int32]*partition] // whose rows may be read; replaced, never changed
+	serve  sync.Mutex                           // held to replace served
+}
+
+// New returns a materializer. It registers its metrics with reg and opens nothing yet.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Materializer, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	m := &Materializer{cfg: cfg, log: log.With(service.KeyComponent, "materializer")}
+	m.served.Store(&map[int32]*partition{})
+	var err error
+	if m.metrics, err = newMetrics(reg, m); err != nil {
+		return nil, fmt.Errorf("register the materializer's metrics: %w", err)
+	}
+	return m, nil
+}
+
+// owned returns the partitions whose rows may be read. The map must not be changed.
+func (m *Materializer) owned() map[int32]*partition { return *m.served.Load() }
+
+// setServed adds p as the owned partition id, or takes it away if p is nil.
+func (m *Materializer) setServed(id int32, p *partition) {
+	m.serve.Lock()
+	defer m.serve.Unlock()
+	next := make(map[int32]*partition, len(m.owned())+1)
+	for i, o := range m.owned() {
+		next[i] = o
+	}
+	if delete(next, id); p != nil {
+		next[id] = p
+	}
+	m.served.Store(&next)
+}
+
+// Ready returns nil once the consumer group has assigned partitions, all node events that were there at the start are applied, and
+// every owned partition has reached the end offset that it had when it was acquired; else what is missing.
+func (m *Materializer) Ready(context.Context) error {
+	o := m.owners.Load()
+	if o == nil {
+		return errors.New("not started")
+	}
+	if !m.shared.Load().nodes.isLoaded() {
+		return fmt.Errorf("reads %s", eventlog.TopicNodeEvents)
+	}
+	ids, assigned := o.assigned()
+	if !assigned {
+		return fmt.Errorf("waits for consumer group %s to assign partitions", m.cfg.group())
+	}
+	owned := m.owned()
+	for _, id := range ids {
+		p := owned[id]
+		if p == nil {
+			return fmt.Errorf("restores partition %d", id)
+		}
+		if f := p.progress.read(); !f.ready {
+			return fmt.Errorf("catches up: partition %d is %d records behind", id, f.end-f.next)
+		}
+	}
+	return nil
+}
+
+// Run folds until ctx ends, then publishes what is left, for a bounded time, and returns nil. Any other return is a failure of Kafka or
+// the store: everything that was committed is kept, and a restart goes on from there.
+func (m *Materializer) Run(ctx context.Context) (err error) {
+	if err := m.Listen(); err != nil {
+		return err
+	}
+	db, err := store.Open(m.cfg.DataDir, store.Options{CacheBytes: m.cfg.CacheSize, Log: m.log, FS: m.cfg.fs})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+
+	opts, err := m.cfg.Kafka.Opts(m.log)
+	if err != nil {
+		return err
+	}
+	producer, err := kgo.NewClient(append(opts, m.cfg.Kafka.ProducerOpts()...)...)
+	if err != nil {
+		return fmt.Errorf("create the kafka client: %w", err)
+	}
+	defer producer.Close()
+	adm := kadm.NewClient(producer)
+	if err := eventlog.Ensure(ctx, producer, m.cfg.Kafka); err != nil {
+		return ignoreCancel(ctx, err)
+	}
+	id, err := identity(ctx, adm)
+	if err != nil {
+		return ignoreCancel(ctx, err)
+	}
+	if err := db.Bind(id); err != nil {
+		return fmt.Errorf("use the store in data-dir %s: %w", m.cfg.DataDir, err)
+	}
+	fetcher, err := newFetcher(m.cfg.Kafka, m.log)
+	if err != nil {
+		return err
+	}
+	defer fetcher.client.Close()
+	dead := &deadLetters{client: producer, metrics: m.metrics}
+	return m.run(ctx, &parts{
+		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, dead: dead, adm: adm, metrics: m.metrics, log: m.log,
+	})
+}
+
+// run starts outlet first and stops inlet first: the partitions come last and go first.
+func (m *Materializer) run(ctx context.Context, ps *parts) error {
+	m.shared.Store(ps)
+	running, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// What the partitions need while they are given up lives until they are.
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	start := func(run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(base); err != nil {
+				fail(err)
+			}
+		})
+	}
+	owners, err := newOwners(m, ps, fail)
+	if err != nil {
+		cancel()
+		return err
+	}
+	start(func(ctx context.Context) error { return ps.nodes.run(ctx, m.cfg.Kafka) })
+	start(ps.fetcher.run)
+	start(func(ctx context.Context) error { return m.watch(ctx, ps, owners) })
+	start(owners.watch)
+	if !m.cfg.NoServer {
+		start(m.serveGRPC)
+	}
+	m.owners.Store(owners)
+
+	<-running.Done()
+	owners.stop()
+	cancel()
+	wg.Wait()
+	owners.close()
+	if cause := context.Cause(running); ctx.Err() == nil || !errors.Is(cause, ctx.Err()) {
+		return cause
+	}
+	return nil
+}

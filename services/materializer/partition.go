@@ -1,0 +1,239 @@
+package materializer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/service"
+	"github.com/mqtt-presence/presence/services/materializer/store"
+)
+
+// Sizes of a batch. A large batch reads a row once for all of its facts, a small one is visible sooner.
+const (
+	catchUpBatch = 8 << 10
+	liveBatch    = 1 << 10
+)
+
+// drainTime bounds how long a partition that is given up in order may take to publish what is left.
+const drainTime = 1500 * time.Millisecond
+
+// Why a partition is given up.
+var (
+	errGivenUp = errors.New("partition is given up")          // in order: the outbox is drained
+	errLost    = errors.New("partition is another process's") // at once: nothing may be published any more
+)
+
+// partition is one owned partition of client-events: its fold, its sweeps and its checkpoints, all in one goroutine, and beside it
+// the publisher of its outbox.
+type partition struct {
+	id      int32
+	parts   *parts
+	log     *slog.Logger
+	queue   *queue
+	outbox  *outbox
+	metrics *partitionMetrics
+
+	progress progress
+
+	// What follows belongs to the goroutine of run.
+	meta  store.Meta
+	folds fold
+	sweep sweep
+}
+
+// parts is what all partitions share.
+type parts struct {
+	cfg     Config
+	store   *store.Store
+	nodes   *nodes
+	fetcher *fetcher
+	dead    *deadLetters
+	adm     *kadm.Client
+	metrics *metrics
+	log     *slog.Logger
+}
+
+func newPartition(id int32, ps *parts) *partition {
+	p := &partition{id: id, parts: ps, log: ps.log.With(service.KeyPartition, id), metrics: ps.metrics.partition()}
+	p.queue = newQueue(&p.progress, ps.fetcher.signal)
+	p.outbox = newOutbox()
+	p.folds.init()
+	return p
+}
+
+// run owns the partition until ctx ends, with errGivenUp or errLost as its cause. It calls serving when rows may be read.
+func (p *partition) run(ctx context.Context, serving func()) (err error) {
+	var pub *publisher
+	if p.parts.cfg.Publish {
+		if pub, err = newPublisher(ctx, p); err != nil {
+			return ignoreCancel(ctx, err)
+		}
+		defer pub.close()
+	}
+	if err := p.acquire(ctx); err != nil {
+		return ignoreCancel(ctx, err)
+	}
+	serving()
+
+	// The publisher outlives ctx while the partition is given up in order.
+	hard, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	published := make(chan error, 1)
+	go func() {
+		if pub == nil {
+			<-hard.Done()
+			published <- nil
+			return
+		}
+		err := pub.run(hard)
+		cancel(err)
+		published <- err
+	}()
+	// A publisher that stops stops the fold.
+	work, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(hard, stop)()
+
+	p.parts.fetcher.add(p.id, p.meta.Next, p.queue)
+	err = p.work(work)
+	p.parts.fetcher.remove(p.id, p.queue)
+	if err == nil && hard.Err() == nil && errors.Is(context.Cause(ctx), errGivenUp) {
+		err = p.finish(hard)
+	}
+	cancel(errGivenUp)
+	return errors.Join(err, <-published)
+}
+
+// acquire brings the partition's rows up to date with what was published by others, and sets the offset to go on from.
+func (p *partition) acquire(ctx context.Context) error {
+	select {
+	case <-p.parts.nodes.loaded:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	began := time.Now()
+	meta, found, err := p.parts.store.Meta(p.id)
+	if err != nil {
+		return err
+	}
+	p.meta = meta
+	first, end, err := bounds(ctx, p.parts.adm, eventlog.TopicClientEvents, p.id)
+	if err != nil {
+		return err
+	}
+	if !found || p.parts.cfg.Publish {
+		if err := p.catchUpChangelog(ctx, found, first); err != nil {
+			return err
+		}
+	}
+	if p.meta.Next < first || p.meta.Next > end {
+		return fmt.Errorf("%w: %s partition %d goes from offset %d to %d, the store in %s goes on from %d: retention passed, or the topic was cut; "+
+			"empty data-dir to begin with the latest checkpoint, or raise the topic's retention",
+			errOutOfRange, eventlog.TopicClientEvents, p.id, first, end, p.parts.cfg.DataDir, p.meta.Next)
+	}
+	if err := p.loadOutbox(); err != nil {
+		return err
+	}
+	p.progress.start(p.meta.Next, p.meta.AppliedMS, end, time.Now().UnixMilli())
+	p.log.Info("partition acquired", service.KeyOffset, p.meta.Next, service.KeyLag, end-p.meta.Next, service.KeyDuration, time.Since(began))
+	return nil
+}
+
+// work folds, sweeps and writes checkpoints until ctx ends.
+func (p *partition) work(ctx context.Context) error {
+	checkpoints := time.NewTicker(p.parts.cfg.CheckpointInterval)
+	defer checkpoints.Stop()
+	var records []*kgo.Record
+	for ctx.Err() == nil {
+		table := p.parts.nodes.table()
+		p.sweep.aim(table, p.meta.SweptNode)
+		// With a sweep under way there is always something to do: a chunk of it, after whatever else is due.
+		idle := closed
+		if !p.sweep.active() {
+			idle = nil
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.queue.ready:
+			limit := liveBatch
+			if !p.progress.read().ready {
+				limit = catchUpBatch
+			}
+			clear(records)
+			records = p.queue.take(records[:0], limit)
+			err = p.foldBatch(ctx, records)
+		case <-checkpoints.C:
+			err = p.checkpoint(ctx)
+		case <-table.replaced:
+		case <-idle:
+		}
+		if err == nil && p.sweep.active() {
+			err = p.sweepChunk(ctx)
+		}
+		if err != nil {
+			return ignoreCancel(ctx, err)
+		}
+	}
+	return nil
+}
+
+// closed is always ready to be received from.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// finish writes the last checkpoint and waits until all is published, for a bounded time: what is left is published by the next owner,
+// from here or from the log.
+func (p *partition) finish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	err := p.checkpoint(ctx)
+	if err == nil {
+		err = p.outbox.drained(ctx)
+	}
+	if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		p.log.Warn("partition is given up with unpublished records", service.KeyCount, p.outbox.depth())
+		return nil
+	}
+	return err
+}
+
+// commit commits a batch with the partition's meta, makes the entries known to the publisher and the progress to readers.
+func (p *partition) commit(b *store.Batch, entries []store.Entry) error {
+	for i := range entries {
+		b.PutOutbox(&entries[i])
+	}
+	b.PutMeta(&p.meta)
+	size, began := b.Len(), time.Now()
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	p.parts.metrics.commitSeconds.Observe(time.Since(began).Seconds())
+	p.parts.metrics.commitBytes.Observe(float64(size))
+	p.outbox.push(entries)
+	p.progress.advance(p.meta.Next, p.meta.AppliedMS)
+	return nil
+}
+
+// room waits until the outbox has room: a publisher that falls behind slows the fold down.
+func (p *partition) room(ctx context.Context) error {
+	if !p.outbox.full() {
+		return nil
+	}
+	p.queue.stalled.Store(true)
+	defer func() {
+		p.queue.stalled.Store(false)
+		p.parts.fetcher.nudge()
+	}()
+	return p.outbox.room(ctx)
+}

@@ -1,0 +1,78 @@
+package materializer
+
+import (
+	"context"
+	"sync"
+)
+
+// progress is how far a partition has come, as readers see it.
+type progress struct {
+	mu      sync.Mutex
+	next    int64 // next offset to apply
+	applied int64 // received time of the latest applied record
+	end     int64 // end offset as Kafka last reported it, -1 before
+	endMS   int64 // when it did
+	target  int64 // end offset at the start: ready once it is reached
+	ready   bool
+	changed chan struct{} // closed at the next advance; nil if nobody waits
+}
+
+// freshness is one reading of a progress.
+type freshness struct {
+	next, appliedMS, end, endMS int64
+	ready                       bool
+}
+
+// start sets what is known before the first record is applied.
+func (p *progress) start(next, appliedMS, target, nowMS int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next, p.applied, p.target, p.end, p.endMS = next, appliedMS, target, target, nowMS
+	p.ready = next >= target
+}
+
+// advance notes that everything below next is applied and visible.
+func (p *progress) advance(next, appliedMS int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next, p.applied = next, appliedMS
+	p.ready = p.ready || next >= p.target
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
+}
+
+// sawEnd notes an end offset that Kafka reported. Reports may overtake one another; the largest counts.
+func (p *progress) sawEnd(end, nowMS int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.end, p.endMS = max(p.end, end), max(p.endMS, nowMS)
+}
+
+func (p *progress) read() freshness {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return freshness{next: p.next, appliedMS: p.applied, end: max(p.end, p.next), endMS: p.endMS, ready: p.ready}
+}
+
+// wait returns once the record at offset is applied, or false when ctx ends before.
+func (p *progress) wait(ctx context.Context, offset int64) bool {
+	for {
+		p.mu.Lock()
+		if p.next > offset {
+			p.mu.Unlock()
+			return true
+		}
+		if p.changed == nil {
+			p.changed = make(chan struct{})
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}

@@ -1,0 +1,121 @@
+package materializer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+)
+
+const (
+	// maxTransaction bounds the records of one transaction: consumers see them together, and the outbox shrinks by them.
+	maxTransaction = 1 << 10
+	// transactionTimeout is how long Kafka keeps a transaction open whose publisher is silent. It is long, since the next owner of the
+	// partition ends it anyway, and short interruptions of Kafka should cost nothing.
+	transactionTimeout = 5 * time.Minute
+)
+
+// errFenced is returned when a publisher's producer session is over: another process publishes the partition, or Kafka gave the session
+// up. Nothing more may be published in it.
+var errFenced = errors.New("publisher is fenced")
+
+// publisher publishes a partition's outbox, in order, in transactions. Its transactional ID is the partition's, whoever owns it, so
+// that a publisher fences the one before it.
+type publisher struct {
+	p      *partition
+	client *kgo.Client
+	log    *slog.Logger
+}
+
+// newPublisher returns a publisher of a partition. From then on no former one can publish, and no transaction of it is open.
+func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
+	cfg := p.parts.cfg.Kafka
+	opts, err := cfg.Opts(p.log)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := kgo.NewClient(append(append(opts, cfg.ProducerOpts()...),
+		kgo.TransactionalID("presence-publisher-"+strconv.Itoa(int(p.id))),
+		kgo.TransactionTimeout(transactionTimeout),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("create the publisher of partition %d: %w", p.id, err)
+	}
+	if _, _, err := cl.ProducerID(ctx); err != nil {
+		cl.Close()
+		return nil, fmt.Errorf("fence the former publisher of partition %d: %w", p.id, err)
+	}
+	return &publisher{p: p, client: cl, log: p.log}, nil
+}
+
+func (u *publisher) close() { u.client.Close() }
+
+// run publishes until ctx ends.
+func (u *publisher) run(ctx context.Context) error {
+	for {
+		entries, err := u.p.outbox.head(ctx, maxTransaction)
+		if err != nil {
+			return nil
+		}
+		// What is told to others must not be undone by a loss of power.
+		if err := u.p.parts.store.Sync(); err != nil {
+			return err
+		}
+		records := make([]*kgo.Record, len(entries))
+		for i := range entries {
+			records[i] = recordOf(&entries[i].Message, u.p.id)
+		}
+		if err := u.publish(ctx, records); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("%w: publish %d records to %s partition %d: %w", errFenced, len(records), eventlog.TopicClientState, u.p.id, err)
+		}
+		b := u.p.parts.store.NewBatch(u.p.id)
+		b.DeleteOutbox(entries[0].Seq, entries[len(entries)-1].Seq)
+		b.PutChangelog(records[len(records)-1].Offset + 1)
+		if err := b.Commit(); err != nil {
+			return err
+		}
+		u.p.outbox.remove(len(entries))
+		u.p.metrics.published.Add(float64(len(entries)))
+	}
+}
+
+// publish returns once the records are committed. After an error it is not known if they are.
+func (u *publisher) publish(ctx context.Context, records []*kgo.Record) error {
+	if err := u.client.BeginTransaction(); err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	var mu sync.Mutex
+	var first error
+	for _, r := range records {
+		u.client.Produce(ctx, r, func(_ *kgo.Record, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if first == nil {
+				first = err
+			}
+		})
+	}
+	if err := u.client.Flush(ctx); err != nil {
+		return fmt.Errorf("wait for acknowledgements: %w", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if first != nil {
+		return fmt.Errorf("produce: %w", first)
+	}
+	if err := u.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+		return fmt.Errorf("commit a transaction: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+package materializer
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/mqtt-presence/presence/libs/service"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+)
+
+// serverGrace is how long answers in progress may take at the end.
+const serverGrace = time.Second
+
+// Listen binds the StateService's address, so that a busy port is an error before anything else has started. Run calls it if the caller
+// did not. It does nothing if Config.NoServer is set.
+func (m *Materializer) Listen() error {
+	if m.cfg.NoServer {
+		return nil
+	}
+	m.listenMu.Lock()
+	defer m.listenMu.Unlock()
+	if m.listener != nil {
+		return nil
+	}
+	l, err := net.Listen("tcp", m.cfg.StateAddr)
+	if err != nil {
+		return fmt.Errorf("listen on the state address %q; free it or set another with --state-addr: %w", m.cfg.StateAddr, err)
+	}
+	m.listener = l
+	return nil
+}
+
+// StateAddr is the address that Listen bound, nil before, and without a server.
+func (m *Materializer) StateAddr() net.Addr {
+	m.listenMu.Lock()
+	defer m.listenMu.Unlock()
+	if m.listener == nil {
+		return nil
+	}
+	return m.listener.Addr()
+}
+
+// serveGRPC serves StateService, health and reflection until ctx ends.
+func (m *Materializer) serveGRPC(ctx context.Context) error {
+	server := grpc.NewServer()
+	presencev1.RegisterStateServiceServer(server, m)
+	checks := health.NewServer()
+	checks.SetServingStatus(presencev1.StateService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
+	healthv1.RegisterHealthServer(server, checks)
+	reflection.Register(server)
+	m.log.Info("serving", service.KeyAddr, m.StateAddr().String())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(m.listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve on the state address %s: %w", m.StateAddr(), err)
+	case <-ctx.Done():
+	}
+	checks.Shutdown()
+	stop := time.AfterFunc(serverGrace, server.Stop)
+	server.GracefulStop()
+	stop.Stop()
+	<-served
+	return nil
+}

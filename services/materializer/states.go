@@ -1,0 +1,186 @@
+package materializer
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+	"github.com/mqtt-presence/presence/services/materializer/store"
+)
+
+// maxKeys bounds a read.
+const maxKeys = 10_000
+
+// Reason and domain of the error for a minimum offset that was not reached.
+const (
+	reasonMinOffset = "MIN_OFFSET_NOT_REACHED"
+	errorDomain     = "presence"
+)
+
+// GetStates answers for clients of one cluster, with statuses computed from the rows and the node table as they are now. Keys of
+// partitions that are not owned, or not restored yet, are listed as such. A minimum offset is waited for until ctx ends.
+//
+// Errors are gRPC statuses: InvalidArgument for a bad cluster or client ID, FailedPrecondition with ErrorInfo reason
+// MIN_OFFSET_NOT_REACHED, Internal for a store that cannot be read.
+func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	keys := req.GetKeys()
+	m.metrics.reads.Observe(float64(len(keys)))
+	if err := eventlog.ValidCluster(req.GetCluster()); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "cluster: %v", err)
+	}
+	if len(keys) > maxKeys {
+		return nil, status.Errorf(codes.InvalidArgument, "keys: %d are more than %d; ask in parts", len(keys), maxKeys)
+	}
+	resp := &presencev1.GetStatesResponse{Entries: make([]*presencev1.StateEntry, 0, len(keys))}
+	owned := m.owned()
+	r := reader{m: m, cluster: req.GetCluster()}
+	seen := map[int32]freshness{}
+	for i, k := range keys {
+		if err := eventlog.ValidClientID(k.GetClientId()); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "keys[%d]: %v", i, err)
+		}
+		r.key = eventlog.AppendClientKey(r.key[:0], req.GetCluster(), k.GetClientId())
+		id := eventlog.Partition(r.key, m.cfg.Kafka.Partitions)
+		p := owned[id]
+		if p == nil {
+			resp.NotOwned = append(resp.NotOwned, uint32(i))
+			continue
+		}
+		if k.MinOffset != nil && !p.progress.wait(ctx, k.GetMinOffset()) {
+			return nil, notReached(id, k.GetMinOffset(), p.progress.read().next)
+		}
+		// Read before the row: the row is at least as new as the freshness that goes with it.
+		f, ok := seen[id]
+		if !ok {
+			f = p.progress.read()
+			seen[id] = f
+		}
+		if r.table == nil {
+			r.table = p.parts.nodes.table()
+		}
+		entry, err := r.entry(p, f.next)
+		if err != nil {
+			return nil, status.Errorf(codes.Internal, "read client %d of the request: %v", i, err)
+		}
+		entry.Index = uint32(i)
+		resp.Entries = append(resp.Entries, entry)
+	}
+	ps := m.shared.Load()
+	if ps == nil {
+		return resp, nil
+	}
+	if r.table == nil {
+		r.table = ps.nodes.table()
+	}
+	nodeEnd := max(ps.nodes.end.Load(), r.table.next)
+	for _, id := range slices.Sorted(maps.Keys(seen)) {
+		f := seen[id]
+		resp.Partitions = append(resp.Partitions, &presencev1.PartitionFreshness{
+			Partition: id, AppliedOffset: f.next, EndOffset: f.end, AppliedTimeMs: f.appliedMS, EndOffsetTimeMs: f.endMS,
+			NodeAppliedOffset: r.table.next, NodeEndOffset: nodeEnd, Ready: f.ready,
+		})
+	}
+	resp.Health = healthOf(r.table.cluster(req.GetCluster()))
+	return resp, nil
+}
+
+func notReached(partition int32, want, next int64) error {
+	s := status.Newf(codes.FailedPrecondition, "partition %d has applied the offsets below %d, min_offset %d is not reached: try again, or ask without it", partition, next, want)
+	detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: reasonMinOffset, Domain: errorDomain, Metadata: map[string]string{
+		"partition": fmt.Sprint(partition), "applied_offset": fmt.Sprint(next), "min_offset": fmt.Sprint(want),
+	}})
+	if err != nil {
+		return s.Err()
+	}
+	return detailed.Err()
+}
+
+// reader is the working memory of one read.
+type reader struct {
+	m       *Materializer
+	cluster string
+	table   *nodeTable
+	key     []byte
+	value   []byte
+	row     store.Row
+}
+
+// entry reads the client of r.key; next is the partition's applied offset.
+func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error) {
+	value, found, err := p.parts.store.AppendRow(r.value[:0], p.id, r.key)
+	r.value = value
+	if err != nil {
+		return nil, err
+	}
+	r.row = store.Row{}
+	if found {
+		if _, err := r.row.Decode(value); err != nil {
+			return nil, err
+		}
+	}
+	v := presence.Status(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS())
+	e := &presencev1.StateEntry{
+		Found: !r.row.State.Empty(), Status: v.Status.String(), Belief: v.Belief.String(), StatusReason: v.Reason.String(), SinceMs: v.SinceMS,
+		Node: v.Node, Reason: v.Close.String(), RawReason: v.Raw, Partition: p.id, ReceivedMs: r.row.ReceivedMS,
+	}
+	if c := v.Conn; c != nil {
+		e.Dialect = c.Dialect
+		e.Connection = connectionOf(c)
+	}
+	if !found {
+		return e, nil
+	}
+	l := &r.row.Last
+	e.TransitionTimeMs, e.PreviousStatus, e.EventOffset, e.NodeEventOffset = l.TimeMS, l.Previous.String(), l.Version.Event, l.Version.Node
+	if changes(l, &v) {
+		// A sweep is on its way to this row: the transition that it will publish.
+		e.TransitionTimeMs, e.PreviousStatus = r.table.touched[r.cluster].timeMS, l.Status.String()
+		e.EventOffset, e.NodeEventOffset = max(next-1, r.row.Latest.Event), r.table.next-1
+	}
+	return e, nil
+}
+
+func connectionOf(c *presence.Connection) *presencev1.Connection {
+	return &presencev1.Connection{
+		Key: c.Key, ConnectedAtMs: c.OpenedMS, Username: c.Username, Peer: c.Peer, Transport: c.Transport, ProtocolVersion: uint32(c.ProtocolVersion),
+		KeepAliveS: pointer(c.KeepAliveS), CleanStart: pointer(c.CleanStart), SessionExpiryS: pointer(c.SessionExpiryS),
+	}
+}
+
+func pointer[T comparable](o presence.Opt[T]) *T {
+	if !o.Valid {
+		return nil
+	}
+	return &o.Value
+}
+
+// healthOf describes nodes and feeds; c may be nil.
+func healthOf(c *presence.Cluster) *presencev1.ClusterHealth {
+	h := &presencev1.ClusterHealth{}
+	if c == nil {
+		return h
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Nodes)) {
+		n := c.Nodes[name]
+		h.Nodes = append(h.Nodes, &presencev1.NodeHealth{Node: name, StartedMs: n.StartedMS, AliveMs: n.AliveMS, Gone: n.Gone(), Silent: n.Silent()})
+	}
+	for _, bridge := range slices.Sorted(maps.Keys(c.Feeds)) {
+		f := c.Feeds[bridge]
+		h.Feeds = append(h.Feeds, &presencev1.FeedHealth{
+			Bridge: bridge, AliveMs: f.ReceivedMS, LeaseMs: f.LeaseMS, Connected: f.CompleteSinceMS != 0, DroppedCount: f.DroppedCount,
+		})
+	}
+	if from, to, open := c.FeedGap(); open {
+		h.Gap = &presencev1.FeedGap{FromMs: from, ToMs: to}
+	}
+	h.Complete = c.FeedComplete()
+	return h
+}

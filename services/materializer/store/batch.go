@@ -1,0 +1,95 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Batch collects the changes of one partition that belong together. The first error is kept and returned by Commit.
+type Batch struct {
+	store     *Store
+	partition int32
+	b         *pebble.Batch
+	key       []byte
+	value     []byte
+	errs      error
+}
+
+// NewBatch returns an empty batch of a partition. It must be committed or closed.
+func (s *Store) NewBatch(partition int32) *Batch {
+	return &Batch{store: s, partition: partition, b: s.db.NewBatch()}
+}
+
+func (b *Batch) set(key, value []byte) {
+	b.key = key
+	b.errs = errors.Join(b.errs, b.b.Set(key, value, nil))
+}
+
+// PutRow writes a client's row; state is what r.State.Append wrote.
+func (b *Batch) PutRow(client []byte, r *Row, state []byte) {
+	b.value = r.Append(b.value[:0], state)
+	b.set(appendClient(b.key[:0], kindClient, b.partition, client), b.value)
+}
+
+// MarkDirty notes that a client's state changed after its latest record.
+func (b *Batch) MarkDirty(client []byte) {
+	b.set(appendClient(b.key[:0], kindDirty, b.partition, client), nil)
+}
+
+// ClearDirty takes the note back.
+func (b *Batch) ClearDirty(client []byte) {
+	b.key = appendClient(b.key[:0], kindDirty, b.partition, client)
+	b.errs = errors.Join(b.errs, b.b.Delete(b.key, nil))
+}
+
+// PutOutbox writes an entry of the outbox.
+func (b *Batch) PutOutbox(e *Entry) {
+	b.value = e.append(b.value[:0])
+	b.set(appendOutbox(b.key[:0], b.partition, e.Seq), b.value)
+}
+
+// DeleteOutbox removes the entries from first to last.
+func (b *Batch) DeleteOutbox(first, last uint64) {
+	lower, upper := appendOutbox(nil, b.partition, first), appendOutbox(nil, b.partition, last+1)
+	b.errs = errors.Join(b.errs, b.b.DeleteRange(lower, upper, nil))
+}
+
+// PutMeta writes what is kept of the partition.
+func (b *Batch) PutMeta(m *Meta) {
+	b.value = m.append(b.value[:0])
+	b.set(appendPrefix(b.key[:0], kindMeta, b.partition), b.value)
+}
+
+// PutChangelog notes that the client-state records below an offset are in the rows.
+func (b *Batch) PutChangelog(next int64) {
+	b.value = binary.AppendUvarint(b.value[:0], uint64(next))
+	b.set(appendPrefix(b.key[:0], kindChangelog, b.partition), b.value)
+}
+
+// Len is the size of the batch in bytes.
+func (b *Batch) Len() int { return b.b.Len() }
+
+// Commit makes the changes visible, all at once, and closes the batch. They survive a crash after the next [Store.Sync].
+func (b *Batch) Commit() error {
+	if b.errs != nil {
+		return errors.Join(fmt.Errorf("fill a batch of partition %d: %w", b.partition, b.errs), b.b.Close())
+	}
+	if err := b.b.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("commit a batch of partition %d: %w", b.partition, err)
+	}
+	if err := b.b.Close(); err != nil {
+		return fmt.Errorf("close a batch of partition %d: %w", b.partition, err)
+	}
+	return nil
+}
+
+// Close drops a batch that is not to be committed.
+func (b *Batch) Close() error {
+	if err := b.b.Close(); err != nil {
+		return fmt.Errorf("drop a batch of partition %d: %w", b.partition, err)
+	}
+	return nil
+}

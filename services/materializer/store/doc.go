@@ -1,0 +1,15 @@
+// Package store keeps a materializer's rows, offsets and outbox in Pebble. keys.go is the one place that knows a key's layout, row.go
+// and outbox.go that of a value.
+//
+// # Guarantees
+//
+//   - What belongs together is one [Batch] of one partition: the rows that a run of facts changed, the records that it caused (the
+//     outbox) and the next offset. A batch is in the store whole or not at all, after any crash.
+//   - Commit does not wait for the disk. A crash of the process or of the machine takes a suffix of the batches, never one from between
+//     others: what is left is consistent, just older, and is folded again. Whoever tells others what is in a batch waits for
+//     [Store.Sync] first, after which nothing that was committed before can be lost.
+//   - A store serves one Kafka cluster and one client-events topic: [Store.Bind] refuses any other, naming both.
+//
+// A Store is safe for concurrent use; a Batch belongs to one goroutine. Byte slices passed in are copied, those passed to callbacks are
+// valid only during the call, decoded values own their strings.
+package store

@@ -1,0 +1,286 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Options are the options of a store.
+type Options struct {
+	CacheBytes int64        // size of the block cache
+	Log        *slog.Logger // Pebble's own messages, at debug; its errors at error
+	FS         vfs.FS       // nil: the operating system's
+}
+
+const (
+	memTableBytes   = 64 << 20
+	blockBytes      = 16 << 10
+	indexBlockBytes = 128 << 10
+	bloomBitsPerKey = 10
+	bytesPerSync    = 1 << 20
+)
+
+// ErrClosed is returned by reads after Close.
+var ErrClosed = errors.New("the store is closed")
+
+// Store is an open store.
+type Store struct {
+	db *pebble.DB
+
+	// Pebble panics when it is read after Close. Readers hold closing shared, which costs them nothing until Close waits for them.
+	closing sync.RWMutex
+	closed  bool
+}
+
+// Open opens the store in a directory, which is made if it is absent. Only one process can have it open.
+func Open(dir string, o Options) (*Store, error) {
+	fs := o.FS
+	if fs == nil {
+		fs = vfs.Default
+	}
+	opts := &pebble.Options{
+		FS:                          fs,
+		CacheSize:                   o.CacheBytes,
+		FormatMajorVersion:          pebble.FormatNewest,
+		Logger:                      logger{o.Log},
+		MemTableSize:                memTableBytes,
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       64,
+		LBaseMaxBytes:               256 << 20,
+		BytesPerSync:                bytesPerSync,
+		WALBytesPerSync:             bytesPerSync,
+		// One compaction runs beside the fold; a second one helps when L0 grows in a replay.
+		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
+	}
+	for i := range opts.Levels {
+		l := &opts.Levels[i]
+		l.BlockSize, l.IndexBlockSize = blockBytes, indexBlockBytes
+		// Also on the last level: a client that is seen for the first time is the common miss of a replay.
+		l.FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
+	}
+	db, err := pebble.Open(dir, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open the store in %s; is another process using it? %w", dir, err)
+	}
+	return &Store{db: db}, nil
+}
+
+// Close waits for reads in progress and closes the store. Batches must be done.
+func (s *Store) Close() error {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("close the store: %w", err)
+	}
+	return nil
+}
+
+// Bind ties an empty store to an identity, and refuses one that is bound to another. The error wraps ErrIdentity.
+func (s *Store) Bind(id Identity) error {
+	if id.Partitions > maxPartition+1 {
+		return fmt.Errorf("%w: %d partitions, a store can hold %d", ErrIdentity, id.Partitions, maxPartition+1)
+	}
+	value, closer, err := s.db.Get([]byte{kindSchema})
+	if errors.Is(err, pebble.ErrNotFound) {
+		if err := s.db.Set([]byte{kindSchema}, id.append(nil), pebble.Sync); err != nil {
+			return fmt.Errorf("write the store's identity: %w", err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the store's identity: %w", err)
+	}
+	have, err := decodeIdentity(value)
+	if err := errors.Join(err, closer.Close()); err != nil {
+		return err
+	}
+	if have != id {
+		return fmt.Errorf("%w: it was filled from %v, and this is %v: set another data-dir, or empty it to fill it from here", ErrIdentity, have, id)
+	}
+	return nil
+}
+
+// Meta returns what is kept of a partition; found is false if nothing was ever committed for it.
+func (s *Store) Meta(partition int32) (m Meta, found bool, err error) {
+	m.SweptNode = -1
+	value, closer, err := s.db.Get(appendPrefix(nil, kindMeta, partition))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return m, false, nil
+	}
+	if err != nil {
+		return m, false, fmt.Errorf("read the offset of partition %d: %w", partition, err)
+	}
+	err = errors.Join(m.decode(value), closer.Close())
+	return m, err == nil, err
+}
+
+// Changelog returns the offset below which client-state records are in the rows; 0 if none are.
+func (s *Store) Changelog(partition int32) (int64, error) {
+	value, closer, err := s.db.Get(appendPrefix(nil, kindChangelog, partition))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the client-state offset of partition %d: %w", partition, err)
+	}
+	next, n := binary.Uvarint(value)
+	if n != len(value) {
+		err = fmt.Errorf("%w: client-state offset of %d bytes", ErrCorrupt, len(value))
+	}
+	return int64(next), errors.Join(err, closer.Close())
+}
+
+// AppendRow appends the value of a client's row to dst; found is false if there is none. The client is the key of its records.
+func (s *Store) AppendRow(dst []byte, partition int32, client []byte) (_ []byte, found bool, err error) {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.closed {
+		return dst, false, ErrClosed
+	}
+	var buf [128]byte
+	value, closer, err := s.db.Get(appendClient(buf[:0], kindClient, partition, client))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return dst, false, nil
+	}
+	if err != nil {
+		return dst, false, fmt.Errorf("read a client of partition %d: %w", partition, err)
+	}
+	dst = append(dst, value...)
+	if err := closer.Close(); err != nil {
+		return dst, false, fmt.Errorf("read a client of partition %d: %w", partition, err)
+	}
+	return dst, true, nil
+}
+
+// Clients calls fn for at most limit clients of a cluster in a partition, in ascending order, beginning after the given one (nil: at the
+// first). It returns the last client that it passed to fn, nil if that was the last one.
+func (s *Store) Clients(partition int32, cluster string, after []byte, limit int, fn func(client, row []byte) error) (last []byte, err error) {
+	lower, upper := clusterBounds(partition, cluster)
+	if after != nil {
+		lower = append(appendClient(nil, kindClient, partition, after), 0)
+	}
+	err = s.scan(lower, upper, func(key, value []byte) (bool, error) {
+		if limit--; limit < 0 {
+			return false, nil
+		}
+		last = append(last[:0], key[prefixSize:]...)
+		return true, fn(last, value)
+	})
+	if limit >= 0 {
+		last = nil
+	}
+	return last, err
+}
+
+// Dirty calls fn for every client of a partition that is marked dirty, in ascending order, until it returns false or an error.
+func (s *Store) Dirty(partition int32, fn func(client []byte) (bool, error)) error {
+	return s.scan(appendPrefix(nil, kindDirty, partition), appendPrefixEnd(nil, kindDirty, partition), func(key, _ []byte) (bool, error) {
+		return fn(key[prefixSize:])
+	})
+}
+
+// Outbox calls fn for every entry of a partition's outbox, in order. The entry owns its bytes.
+func (s *Store) Outbox(partition int32, fn func(Entry) error) error {
+	return s.scan(appendPrefix(nil, kindOutbox, partition), appendPrefixEnd(nil, kindOutbox, partition), func(key, value []byte) (bool, error) {
+		seq, err := outboxSeq(key)
+		if err != nil {
+			return false, err
+		}
+		m, err := decodeMessage(value)
+		if err != nil {
+			return false, err
+		}
+		return true, fn(Entry{Seq: seq, Message: m})
+	})
+}
+
+// scan calls fn for every key in [lower, upper) until it returns false or an error.
+func (s *Store) scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) (err error) {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return fmt.Errorf("scan the store: %w", err)
+	}
+	defer func() {
+		if cerr := it.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("scan the store: %w", cerr)
+		}
+	}()
+	for ok := it.First(); ok; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("scan the store: %w", err)
+		}
+		if more, err := fn(it.Key(), value); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sync returns once all batches committed before the call survive a loss of power.
+func (s *Store) Sync() error {
+	if err := s.db.LogData(nil, pebble.Sync); err != nil {
+		return fmt.Errorf("sync the store: %w", err)
+	}
+	return nil
+}
+
+// Metrics are the few numbers of the store that say whether it keeps up.
+type Metrics struct {
+	DiskBytes      uint64
+	CacheHits      int64
+	CacheMisses    int64
+	ReadAmp        int
+	CompactionDebt uint64
+	WALBytes       uint64
+}
+
+// Metrics returns the current numbers; zeros once the store is closed.
+func (s *Store) Metrics() Metrics {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.closed {
+		return Metrics{}
+	}
+	m := s.db.Metrics()
+	return Metrics{
+		DiskBytes: m.DiskSpaceUsage(), CacheHits: m.BlockCache.Hits, CacheMisses: m.BlockCache.Misses, ReadAmp: m.ReadAmp(),
+		CompactionDebt: m.Compact.EstimatedDebt, WALBytes: m.WAL.Size,
+	}
+}
+
+// logger passes Pebble's messages on: its info, written at every flush, is our debug.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Infof(format string, args ...any) {
+	if l.log != nil && l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("pebble: " + fmt.Sprintf(format, args...))
+	}
+}
+
+func (l logger) Errorf(format string, args ...any) {
+	if l.log != nil {
+		l.log.Error("pebble: " + fmt.Sprintf(format, args...))
+	}
+}
+
+// Fatalf is called where Pebble cannot go on, for example when its log cannot be written, and must not return: that would be to
+// acknowledge what was not stored. A restart goes on from what was.
+func (l logger) Fatalf(format string, args ...any) {
+	l.Errorf(format, args...)
+	os.Exit(1)
+}
