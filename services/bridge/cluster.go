@@ -1,0 +1,363 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/libs/service"
+)
+
+const (
+	// nodeTick is how often heartbeats that wait for their other half are looked at.
+	nodeTick = 250 * time.Millisecond
+	// maxDeadPayload bounds what a dead letter keeps of a payload, below what Kafka takes by default.
+	maxDeadPayload = 512 << 10
+)
+
+// cluster carries the events of one MQTT broker cluster: from its session, by its decoders, to the pipeline.
+type cluster struct {
+	name     string
+	log      *slog.Logger
+	metrics  *metrics
+	format   eventlog.Format
+	interval time.Duration
+	pipeline *pipeline
+	spool    *spool
+	session  *mqttSession
+
+	onSubscribed func()        // at each SUBACK
+	assertNow    chan struct{} // asks for a Feed fact before the next tick
+
+	mu        sync.Mutex // guards what follows; not held while submitting
+	dialects  []*dialect
+	decoders  []decoder
+	nodes     *nodes
+	feed      *feed
+	up        bool
+	refusal   error // why the broker refuses the subscription
+	heartbeat bool  // Kafka has a node's heartbeat of this MQTT session
+	epoch     int   // number of the connection
+}
+
+func newCluster(c ClusterConfig, cfg *Config, m *metrics, log *slog.Logger) (*cluster, error) {
+	location, err := time.LoadLocation(c.Timezone)
+	if err != nil {
+		return nil, fmt.Errorf("mqtt-timezone: %w", err)
+	}
+	password, err := service.ReadSecret(c.PasswordFile, cfg.Password)
+	if err != nil {
+		return nil, fmt.Errorf("mqtt-password-file: %w", err)
+	}
+	log = log.With(service.KeyCluster, c.Name)
+	cl := &cluster{
+		name: c.Name, log: log, metrics: m, format: cfg.Format(), interval: cfg.HeartbeatInterval, assertNow: make(chan struct{}, 1),
+		dialects: selectDialects(c.Dialect), nodes: newNodes(c.Name), feed: newFeed(c.Name, cfg.Name, cfg.LeaseDuration),
+	}
+	var filters []filter
+	for _, d := range cl.dialects {
+		cl.decoders = append(cl.decoders, d.newDecoder(decoderConfig{cluster: c.Name, location: location}))
+		filters = append(filters, d.filters...)
+	}
+	if len(cl.dialects) == 1 {
+		cl.feed.fact.Dialect = cl.dialects[0].name
+	}
+	m.connected.WithLabelValues(c.Name).Set(0)
+	cl.session, err = newMQTTSession(&c, password, cfg.Dial, filters, cl, log)
+	return cl, err
+}
+
+// run keeps the session, and asserts what the passing of time tells, until ctx ends.
+func (c *cluster) run(ctx context.Context) error {
+	ticks := make(chan struct{})
+	go func() {
+		defer close(ticks)
+		c.tick(ctx)
+	}()
+	err := c.session.run(ctx)
+	<-ticks
+	// The last word: the subscription is down from now on.
+	return errors.Join(err, c.assert())
+}
+
+func (c *cluster) tick(ctx context.Context) {
+	nodeTicker := time.NewTicker(nodeTick)
+	defer nodeTicker.Stop()
+	feedTicker := time.NewTicker(c.interval)
+	defer feedTicker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-nodeTicker.C:
+			c.mu.Lock()
+			facts := c.nodes.tick(now.UnixMilli())
+			epoch := c.epoch
+			c.mu.Unlock()
+			c.submitNodes(facts, now.UnixMilli(), epoch, nil)
+			continue
+		case <-feedTicker.C:
+		case <-c.assertNow:
+		}
+		if err := c.assert(); err != nil {
+			c.log.Error("cannot keep the state of the subscription; a crash now would cost a feed gap", service.KeyError, err)
+		}
+	}
+}
+
+// askAssert makes the state of the feed known before the next tick.
+func (c *cluster) askAssert() {
+	select {
+	case c.assertNow <- struct{}{}:
+	default:
+	}
+}
+
+// assert gives the feed's state to Kafka, and keeps it on disk.
+func (c *cluster) assert() error {
+	now := c.pipeline.durableMS(time.Now().UnixMilli())
+	c.mu.Lock()
+	fact, ok := c.feed.assert(now)
+	saved, err := c.feed.save()
+	c.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	c.pipeline.submit(&delivery{cluster: c.name, receivedMS: time.Now().UnixMilli(), transient: true, records: []*kgo.Record{eventlog.NodeRecord(&fact, c.format)}})
+	if err != nil {
+		return err
+	}
+	return c.spool.remember(c.memoryName(), saved)
+}
+
+func (c *cluster) memoryName() string { return "feed/" + c.name }
+
+// load takes what the log and the disk know from before: the node facts of the cluster, and the feed of this bridge. It is called once.
+func (c *cluster) load(facts []presence.NodeFact) error {
+	saved, err := c.spool.recall(c.memoryName())
+	if err != nil {
+		return err
+	}
+	now := time.Now().UnixMilli()
+	c.mu.Lock()
+	var logged *presence.NodeFact
+	for i := range facts {
+		f := &facts[i]
+		switch {
+		case f.Cluster != c.name:
+		case f.Kind != presence.Feed:
+			c.nodes.recall(f)
+		case f.Bridge == c.feed.fact.Bridge:
+			logged = f
+		}
+	}
+	err = c.feed.recall(logged, saved)
+	started := c.nodes.load()
+	epoch := c.epoch
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	c.submitNodes(started, now, epoch, nil)
+	c.askAssert()
+	return nil
+}
+
+func (c *cluster) connected(resumed bool, atMS int64) {
+	session := "new"
+	if resumed {
+		session = "resumed"
+	}
+	c.metrics.connects.WithLabelValues(c.name, session).Inc()
+	c.log.Info("connected to the mqtt broker", "session", session)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.epoch++
+	start := sessionStart{resumed: resumed, complete: c.feed.complete(resumed, atMS)}
+	for _, d := range c.decoders {
+		d.connected(start)
+	}
+	if resumed {
+		c.nodes.resumed(c.feed.coveredMS, atMS)
+	}
+}
+
+func (c *cluster) subscribed(resumed bool, connectedMS, atMS int64) {
+	c.mu.Lock()
+	before := c.feed.fact.GapToMS
+	c.feed.subscribed(subscription{resumed: resumed, connectedMS: connectedMS, subscribedMS: atMS})
+	gap, loaded := c.feed.fact.GapToMS != before, c.feed.loaded
+	from := c.feed.fact.GapFromMS
+	c.up, c.refusal, c.heartbeat = true, nil, false
+	c.mu.Unlock()
+	c.metrics.connected.WithLabelValues(c.name).Set(1)
+	if gap && loaded {
+		c.metrics.gaps.WithLabelValues(c.name).Inc()
+		c.log.Warn("events may be lost; answers are stale until the gap is healed", "from", time.UnixMilli(from).UTC(), "to", time.UnixMilli(atMS).UTC())
+	}
+	c.log.Info("subscribed to the broker's events")
+	c.onSubscribed()
+	c.askAssert()
+}
+
+func (c *cluster) refused(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusal = err
+}
+
+func (c *cluster) disconnected(lastMS int64) {
+	c.mu.Lock()
+	c.feed.interrupted(lastMS)
+	c.up, c.heartbeat = false, false
+	c.mu.Unlock()
+	c.metrics.connected.WithLabelValues(c.name).Set(0)
+	c.askAssert()
+}
+
+// received decodes a message and submits what it gives. The message is settled by the pipeline, or, if it gives nothing, after everything
+// before it.
+func (c *cluster) received(m *message, redelivered bool, settle func()) {
+	done := func(outcome) {
+		if settle != nil {
+			settle()
+		}
+	}
+	if redelivered {
+		// Its first copy is on its way, ahead of this one.
+		c.metrics.ignored.WithLabelValues(ignoredRedelivered).Inc()
+		c.pipeline.submit(&delivery{cluster: c.name, receivedMS: m.receivedMS, settle: done})
+		return
+	}
+	c.mu.Lock()
+	result, nodeFacts := c.decode(m)
+	epoch := c.epoch
+	dialect := c.feed.fact.Dialect
+	c.mu.Unlock()
+
+	d := &delivery{cluster: c.name, receivedMS: m.receivedMS, settle: done}
+	for i := range result.facts {
+		f := &result.facts[i]
+		c.metrics.facts.WithLabelValues(f.Dialect, f.Kind.String()).Inc()
+		d.records = append(d.records, eventlog.FactRecord(f, c.format))
+	}
+	switch {
+	case result.dead != nil:
+		c.metrics.deadLetters.WithLabelValues(result.dead.reason).Inc()
+		d.records = append(d.records, c.deadLetter(m, dialect, result.dead))
+	case result.ignored != "":
+		c.metrics.ignored.WithLabelValues(result.ignored).Inc()
+	}
+	if len(nodeFacts) > 0 {
+		c.submitNodes(nodeFacts, m.receivedMS, epoch, done)
+		return
+	}
+	if len(d.records) == 0 && settle == nil {
+		return
+	}
+	c.pipeline.submit(d)
+}
+
+// decode has the message read by the dialect that its topic belongs to.
+func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
+	for i, d := range c.decoders {
+		if !d.owns(m.topic) {
+			continue
+		}
+		result := d.decode(m)
+		if c.feed.fact.Dialect == "" && (len(result.facts) > 0 || result.signal != nil) {
+			c.feed.fact.Dialect = c.dialects[i].name
+			c.log.Info("recognised the broker", service.KeyDialect, c.feed.fact.Dialect)
+		}
+		if result.signal == nil {
+			return result, nil
+		}
+		if result.signal.kind == signalLost {
+			if result.signal.clientID == c.session.clientID {
+				c.log.Error("the broker drops events because the bridge's queue is full; raise max_queued_messages, 0 for no limit")
+				c.feed.lost(m.receivedMS)
+				c.askAssert()
+			}
+			return ignore(ignoredLine), nil
+		}
+		return result, c.nodes.apply(result.signal, m.receivedMS)
+	}
+	return ignore(ignoredOtherTopic), nil
+}
+
+// submitNodes submits node facts. A heartbeat alone is transient, a start is not.
+func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch int, done func(outcome)) {
+	if len(facts) == 0 {
+		return
+	}
+	d := &delivery{cluster: c.name, receivedMS: receivedMS, transient: true}
+	beats := false
+	for i := range facts {
+		f := &facts[i]
+		c.metrics.facts.WithLabelValues(f.Dialect, f.Kind.String()).Inc()
+		d.transient = d.transient && f.Kind == presence.NodeAlive
+		beats = beats || f.Kind == presence.NodeAlive || f.Kind == presence.NodeStarted
+		if f.Kind == presence.NodeStarted {
+			c.log.Info("a node has a new generation", service.KeyNode, f.Node, "started", time.UnixMilli(f.StartedMS).UTC())
+		}
+		d.records = append(d.records, eventlog.NodeRecord(f, c.format))
+	}
+	d.settle = func(o outcome) {
+		if beats && o == inKafka {
+			c.mu.Lock()
+			c.heartbeat = c.heartbeat || epoch == c.epoch
+			c.mu.Unlock()
+		}
+		if done != nil {
+			done(o)
+		}
+	}
+	c.pipeline.submit(d)
+}
+
+func (c *cluster) deadLetter(m *message, dialect string, why *unreadable) *kgo.Record {
+	c.log.Debug("dead letter", service.KeyReason, why.reason, service.KeyMQTTTopic, m.topic, "detail", why.detail)
+	payload := m.payload
+	if len(payload) > maxDeadPayload {
+		payload = payload[:maxDeadPayload]
+	}
+	r := eventlog.DeadLetterRecord(&eventlog.DeadLetter{
+		Source: eventlog.SourceMQTT, Topic: m.topic, Cluster: c.name, Dialect: dialect, Reason: why.reason, Detail: why.detail,
+		ReceivedMS: m.receivedMS, Payload: payload,
+	})
+	r.Headers = append(r.Headers,
+		kgo.RecordHeader{Key: "qos", Value: []byte{'0' + m.qos}},
+		kgo.RecordHeader{Key: "retain", Value: fmt.Appendf(nil, "%t", m.retain)})
+	return r
+}
+
+// drop notes what was dropped at the spool's bound.
+func (c *cluster) drop(d drops) {
+	c.mu.Lock()
+	c.feed.dropped(d.count, d.fromMS, d.toMS)
+	c.mu.Unlock()
+	c.log.Error("the spool is full; facts were dropped: bring kafka back or raise spool-max-bytes", service.KeyCount, d.count)
+	c.askAssert()
+}
+
+// ready returns nil if the subscription stands, else why it does not.
+func (c *cluster) ready(heartbeat bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.refusal != nil:
+		return fmt.Errorf("cluster %s: %w", c.name, c.refusal)
+	case !c.up:
+		return fmt.Errorf("cluster %s: not subscribed to the mqtt broker", c.name)
+	case heartbeat && !c.heartbeat:
+		return fmt.Errorf("cluster %s: kafka has no heartbeat of a node yet", c.name)
+	}
+	return nil
+}

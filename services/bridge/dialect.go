@@ -1,0 +1,181 @@
+package bridge
+
+import (
+	"strings"
+	"time"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+// dialectAuto stands for every dialect that can be told apart by its topics.
+const dialectAuto = "auto"
+
+// dialect is one broker family's event format: what to subscribe to, what the broker keeps of it while the bridge is away, and how it
+// reads. The habits that the fold depends on are its profile in the presence package.
+type dialect struct {
+	name    string
+	filters []filter
+	// queueExpiry is how long the broker keeps events for a session whose connection is down. An outage up to it loses nothing, if
+	// the session is resumed; 0: every outage may lose events.
+	queueExpiry time.Duration
+	newDecoder  func(c decoderConfig) decoder
+}
+
+// filter is one MQTT topic filter and the QoS to ask for.
+type filter struct {
+	topic string
+	qos   byte
+	// events marks a filter without which the dialect is of no use.
+	events bool
+}
+
+// dialects is the table. With auto all of them are subscribed to, and each message is read by the one that its topic belongs to.
+var dialects = []*dialect{emqxDialect, mosquittoDialect}
+
+func dialectByName(name string) *dialect {
+	for _, d := range dialects {
+		if d.name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+func dialectNames() []string {
+	names := []string{dialectAuto}
+	for _, d := range dialects {
+		names = append(names, d.name)
+	}
+	return names
+}
+
+// selectDialects returns the dialects that a configured name stands for.
+func selectDialects(name string) []*dialect {
+	if d := dialectByName(name); d != nil {
+		return []*dialect{d}
+	}
+	return dialects
+}
+
+// message is one MQTT message as it was received.
+type message struct {
+	topic      string // the raw bytes, which need not be UTF-8
+	payload    []byte
+	qos        byte
+	retain     bool // a snapshot from before the subscription, of unknown age
+	receivedMS int64
+}
+
+// decoderConfig is what a decoder needs to know about its cluster.
+type decoderConfig struct {
+	cluster  string
+	location *time.Location // of stamps that name no zone
+}
+
+// decoder turns the messages of one dialect into facts. It is used by one goroutine at a time, in the order of arrival.
+type decoder interface {
+	// owns reports whether the topic is one of the dialect's.
+	owns(topic string) bool
+	// decode reads one message. Every message ends as facts, as a signal, as ignored, or as a dead letter.
+	decode(m *message) decoded
+	// connected is called after each CONNACK, before the first message of that connection.
+	connected(s sessionStart)
+}
+
+// sessionStart says what a new MQTT connection continues.
+type sessionStart struct {
+	// resumed: the broker kept the session, so messages from before may come first.
+	resumed bool
+	// complete: no message of the dialect can have been lost between the connection before and this one.
+	complete bool
+}
+
+// decoded is what became of a message.
+type decoded struct {
+	facts   []presence.Fact // with IDs
+	signal  *signal
+	ignored string // why there is nothing to learn from it; a word to count by
+	dead    *unreadable
+}
+
+// unreadable says why a message could not be decoded.
+type unreadable struct {
+	reason string // a word to count by
+	detail string // for a person
+}
+
+func ignore(reason string) decoded { return decoded{ignored: reason} }
+
+func deadLetter(reason, detail string) decoded { return decoded{dead: &unreadable{reason, detail}} }
+
+// Reasons for which messages are ignored.
+const (
+	ignoredRetained    = "retained"     // a snapshot of unknown age
+	ignoredOtherTopic  = "other_topic"  // nothing about presence
+	ignoredProtocol    = "other_client" // a gateway's client, not an MQTT client
+	ignoredLine        = "other_line"   // a log line that is not about a client
+	ignoredUnconnected = "no_connect"   // a connection that ended before its CONNECT
+	ignoredVersion     = "version"      // noted
+	ignoredQueued      = "queued"       // a heartbeat from before the connection, of unknown age
+	ignoredRedelivered = "redelivered"  // the same message again
+)
+
+// Reasons of dead letters.
+const (
+	deadJSON        = "not_json"
+	deadField       = "bad_field"
+	deadClientID    = "client_id_not_utf8"
+	deadEmptyID     = "client_id_empty"
+	deadNode        = "node_not_utf8"
+	deadTimestamp   = "bad_timestamp"
+	deadTruncated   = "truncated_line"
+	deadAmbiguous   = "ambiguous_line"
+	deadHeartbeat   = "bad_heartbeat"
+	deadTopic       = "unknown_topic"
+	deadUnwriteable = "refused_by_kafka"
+)
+
+// signalKind says what a message tells about a node, or about the session.
+type signalKind uint8
+
+const (
+	signalUptime  signalKind = iota + 1 // ms is the node's uptime
+	signalClock                         // ms is the node's clock
+	signalMembers                       // the nodes of the cluster
+	signalStarted                       // ms is when the node started, on its clock
+	signalStopped                       // the node is about to stop
+	signalLost                          // the broker dropped messages to the bridge
+)
+
+// signal is what a message tells about a node.
+type signal struct {
+	kind          signalKind
+	dialect       string
+	node          string
+	ms            int64
+	granularityMS int64 // of an uptime: it may be this much larger than it says
+	clockMS       int64 // the node's clock, 0 if unknown
+	paired        bool  // the node's clock comes in a message of its own
+	members       []string
+	retained      bool
+	clientID      string // whose messages were lost
+	receivedMS    int64
+}
+
+// username returns the user name that a broker wrote, empty for the texts that stand for none.
+func username(s string) string {
+	if s == "undefined" || s == "(null)" {
+		return ""
+	}
+	return s
+}
+
+// hasAnyPrefix reports whether s begins with one of the prefixes.
+func hasAnyPrefix(s string, prefixes ...string) bool {
+	for _, p := range prefixes {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,191 @@
+package bridge
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+// feed is the bridge's record of its own subscription to one cluster: since when it is complete, and which interruption, or drop, makes it
+// incomplete (L7). Each Feed fact is its whole state. Times are data, on the bridge's clock. It is used by one goroutine at a time.
+//
+//	            connected()            subscribed()
+//	down ----------------------> up ----------------> complete since SUBACK, or since before if nothing was lost
+//	 ^                                                   |
+//	 +------------------- interrupted() ----------------+  a gap from the last sign of the connection
+type feed struct {
+	fact   presence.NodeFact
+	loaded bool // the log's last Feed fact is known
+	// before is CompleteSinceMS before the interruption that lasts, with the gap that was known then: a session that is resumed without
+	// loss takes them back.
+	before coverage
+	// coveredMS is when the subscription was last known to be whole.
+	coveredMS int64
+	session   *subscription // the subscription that stands, nil if there is none
+	broken    bool          // a connection was lost before the log was read
+}
+
+// coverage is the part of a Feed fact that an interruption changes.
+type coverage struct {
+	CompleteSinceMS int64 `json:"complete_since_ms,omitempty"`
+	GapFromMS       int64 `json:"gap_from_ms,omitempty"`
+	GapToMS         int64 `json:"gap_to_ms,omitempty"`
+}
+
+// subscription is what the broker said when the bridge subscribed.
+type subscription struct {
+	resumed      bool
+	connectedMS  int64 // CONNACK
+	subscribedMS int64 // SUBACK
+}
+
+func newFeed(cluster, name string, lease time.Duration) *feed {
+	return &feed{fact: presence.NodeFact{Kind: presence.Feed, Cluster: cluster, Bridge: name, LeaseMS: lease.Milliseconds()}}
+}
+
+// memory is what a bridge keeps of a feed on its own disk: what Kafka did not get before a crash.
+type memory struct {
+	Fact      presence.NodeFact `json:"fact"`
+	Before    coverage          `json:"before"`
+	CoveredMS int64             `json:"covered_ms"`
+}
+
+func (f *feed) save() ([]byte, error) {
+	b, err := json.Marshal(memory{f.fact, f.before, f.coveredMS})
+	if err != nil {
+		return nil, fmt.Errorf("encode the feed of cluster %s: %w", f.fact.Cluster, err)
+	}
+	return b, nil
+}
+
+// recall takes the last Feed fact of this bridge in the log, nil if there is none, and what save returned, nil if that is lost. It is
+// called once; what happened before it is settled now.
+func (f *feed) recall(logged *presence.NodeFact, saved []byte) error {
+	var m memory
+	if saved != nil {
+		if err := json.Unmarshal(saved, &m); err != nil {
+			return fmt.Errorf("decode the saved feed of cluster %s: %w", f.fact.Cluster, err)
+		}
+	}
+	if logged != nil && logged.ReceivedMS > m.Fact.ReceivedMS {
+		// The disk is new, or older than the log.
+		m = memory{Fact: *logged, CoveredMS: logged.ReceivedMS}
+		if logged.CompleteSinceMS == 0 {
+			m.CoveredMS = logged.GapFromMS
+		}
+	}
+	own := f.fact
+	f.fact, f.before, f.coveredMS = m.Fact, m.Before, max(m.CoveredMS, f.coveredMS)
+	f.fact.Kind, f.fact.Cluster, f.fact.Bridge, f.fact.LeaseMS = own.Kind, own.Cluster, own.Bridge, own.LeaseMS
+	f.fact.Dialect = cmp.Or(own.Dialect, f.fact.Dialect)
+	f.fact.DroppedCount += own.DroppedCount
+	if own.DroppedToMS != 0 {
+		f.fact.DroppedFromMS, f.fact.DroppedToMS = own.DroppedFromMS, own.DroppedToMS
+	}
+	if own.DroppedCount != 0 {
+		f.incomplete(own.DroppedToMS)
+	}
+	f.loaded = true
+	session := f.session
+	// The process that wrote it is gone, and its connection with it.
+	f.interrupted(m.CoveredMS)
+	if session != nil {
+		f.session = session
+		f.settle()
+	}
+	return nil
+}
+
+// interrupted is called when the connection is lost; atMS is the last sign of it.
+func (f *feed) interrupted(atMS int64) {
+	f.session = nil
+	if !f.loaded {
+		f.broken = true
+		return
+	}
+	if f.fact.CompleteSinceMS != 0 {
+		f.before = coverage{f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS}
+		f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = 0, atMS, 0
+		f.coveredMS = max(f.coveredMS, atMS)
+	}
+}
+
+// subscribed is called at each SUBACK.
+func (f *feed) subscribed(s subscription) {
+	// Without the log, how long the first of several interruptions lasted is not known.
+	s.resumed = s.resumed && !f.broken
+	f.session, f.broken = &s, false
+	if f.loaded {
+		f.settle()
+	} else {
+		f.broken = !s.resumed
+	}
+}
+
+// settle decides whether the subscription continues the one before.
+func (f *feed) settle() {
+	s := f.session
+	if f.complete(s.resumed, s.connectedMS) && f.before.CompleteSinceMS != 0 {
+		f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = f.before.CompleteSinceMS, f.before.GapFromMS, f.before.GapToMS
+	} else {
+		f.fact.CompleteSinceMS = s.subscribedMS
+		if f.fact.GapFromMS != 0 && f.fact.GapToMS == 0 {
+			f.fact.GapToMS = s.subscribedMS
+		}
+	}
+	f.before = coverage{}
+	f.coveredMS = max(f.coveredMS, s.subscribedMS)
+}
+
+// expiryMarginMS is kept from the broker's expiry of queued events: the session's queue takes its time to drain.
+const expiryMarginMS = 2_000
+
+// complete reports whether a session that was resumed at connectedMS has kept every event since the last sign of the connection before.
+func (f *feed) complete(resumed bool, connectedMS int64) bool {
+	d := dialectByName(f.fact.Dialect)
+	return resumed && d != nil && f.coveredMS != 0 && connectedMS-f.coveredMS+expiryMarginMS <= d.queueExpiry.Milliseconds()
+}
+
+// lost is called when the broker says that it dropped messages to the bridge: the subscription is complete only from then on.
+func (f *feed) lost(atMS int64) {
+	if !f.loaded || f.fact.CompleteSinceMS == 0 {
+		return
+	}
+	from := max(f.coveredMS, f.fact.CompleteSinceMS)
+	f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = atMS, min(from, atMS), atMS
+}
+
+// dropped is called when facts were dropped at the spool's bound.
+func (f *feed) dropped(count, fromMS, toMS int64) {
+	if f.fact.DroppedCount == 0 || fromMS-f.fact.DroppedToMS > f.fact.LeaseMS {
+		f.fact.DroppedFromMS = fromMS
+	}
+	f.fact.DroppedCount += count
+	f.fact.DroppedToMS = max(f.fact.DroppedToMS, toMS)
+	f.incomplete(toMS)
+}
+
+// incomplete notes that a fact of that time is lost.
+func (f *feed) incomplete(atMS int64) {
+	for _, since := range []*int64{&f.fact.CompleteSinceMS, &f.before.CompleteSinceMS} {
+		if *since != 0 {
+			*since = max(*since, atMS)
+		}
+	}
+}
+
+// assert returns the Feed fact as of nowMS: everything received before is durable.
+func (f *feed) assert(nowMS int64) (presence.NodeFact, bool) {
+	if !f.loaded {
+		return presence.NodeFact{}, false
+	}
+	if f.fact.CompleteSinceMS != 0 {
+		f.coveredMS = max(f.coveredMS, nowMS)
+	}
+	f.fact.TimeMS, f.fact.ReceivedMS = nowMS, max(nowMS, f.fact.ReceivedMS)
+	setNodeID(&f.fact)
+	return f.fact, true
+}

@@ -1,0 +1,259 @@
+package bridge
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+const (
+	// pairMS is how far apart an uptime and a datetime of one heartbeat may arrive. Two of a kind within it are a burst: heartbeats that
+	// the broker kept while the bridge was away, which of them belong together is not known.
+	pairMS = 1_000
+	// queueMS is how long after a session was resumed what the broker kept for it may come.
+	queueMS = 2_000
+	// sameBootMS is how far apart two readings of one boot instant may be, on the node's clock.
+	sameBootMS = 250
+)
+
+// nodes turns what messages tell about the nodes of a cluster into node facts. Times are data: nothing here reads a clock. It is used by
+// one goroutine at a time.
+//
+// A new generation of a node (L6) has begun if its uptime became smaller, or if the boot that it claims lies after its previous heartbeat,
+// by the bridge's clock and, where the node tells it, by the node's clock too: a clock that is set changes one of them only.
+type nodes struct {
+	cluster string
+	byName  map[string]*node
+	loaded  bool     // the log's node facts are known
+	early   []signal // heartbeats from before; the latest of each node
+
+	// Until queuedUntilMS a heartbeat may be one that the broker kept for the session, sent at any time from queuedSinceMS on.
+	queuedSinceMS, queuedUntilMS int64
+}
+
+// node is what is known of one node.
+type node struct {
+	known      bool // it had a heartbeat or a start, now or in the log
+	uptimeMS   int64
+	receivedMS int64 // of the latest heartbeat, on the bridge's clock
+	clockMS    int64 // of the latest heartbeat, on the node's clock; 0 if unknown
+	gone       bool
+
+	uptime, clock pending // halves of a heartbeat that have not met
+	burstUntilMS  int64
+}
+
+type pending struct {
+	signal     signal
+	receivedMS int64
+	valid      bool
+}
+
+func newNodes(cluster string) *nodes { return &nodes{cluster: cluster, byName: map[string]*node{}} }
+
+func (n *nodes) node(name string) *node {
+	if n.byName[name] == nil {
+		n.byName[name] = &node{}
+	}
+	return n.byName[name]
+}
+
+// recall takes a node fact that is already in the log.
+func (n *nodes) recall(f *presence.NodeFact) {
+	m := n.node(f.Node)
+	switch f.Kind {
+	case presence.NodeAlive, presence.NodeStarted:
+		m.known = true
+		if f.ReceivedMS > m.receivedMS {
+			m.receivedMS, m.uptimeMS, m.clockMS = f.ReceivedMS, f.UptimeMS.Value, f.TimeMS
+		}
+	case presence.NodeGone:
+		m.gone = true
+	case presence.NodeSilent, presence.Feed, presence.NodeUnknown:
+	}
+}
+
+// resumed is called when a session is resumed whose connection was down from sinceMS to nowMS.
+func (n *nodes) resumed(sinceMS, nowMS int64) {
+	n.queuedSinceMS, n.queuedUntilMS = max(sinceMS, 1), nowMS+queueMS
+}
+
+// load ends recalling and returns the facts of the heartbeats that came before.
+func (n *nodes) load() []presence.NodeFact {
+	n.loaded = true
+	var facts []presence.NodeFact
+	for i := range n.early {
+		s := &n.early[i]
+		facts = append(facts, n.heartbeat(s, s.receivedMS)...)
+	}
+	n.early = nil
+	return facts
+}
+
+// apply takes a signal and returns the facts that follow from it.
+func (n *nodes) apply(s *signal, receivedMS int64) []presence.NodeFact {
+	switch s.kind {
+	case signalUptime, signalClock:
+		return n.half(s, receivedMS)
+	case signalStarted:
+		return n.started(s, receivedMS)
+	case signalStopped:
+		n.node(s.node).gone = true
+		return []presence.NodeFact{n.fact(presence.NodeGone, s.node, s.dialect, s.clockMS, receivedMS)}
+	case signalMembers:
+		return n.members(s, receivedMS)
+	case signalLost:
+	}
+	return nil
+}
+
+// tick gives up waiting for the other half of heartbeats.
+func (n *nodes) tick(nowMS int64) []presence.NodeFact {
+	var facts []presence.NodeFact
+	for _, m := range n.byName {
+		if m.uptime.valid && nowMS-m.uptime.receivedMS > pairMS {
+			m.uptime.valid = false
+			facts = append(facts, n.heartbeat(&m.uptime.signal, m.uptime.receivedMS)...)
+		}
+	}
+	return facts
+}
+
+// half takes an uptime or a clock and joins it with the other half of the heartbeat.
+func (n *nodes) half(s *signal, receivedMS int64) []presence.NodeFact {
+	if !s.paired {
+		return n.heartbeat(s, receivedMS)
+	}
+	m := n.node(s.node)
+	mine, other := &m.uptime, &m.clock
+	if s.kind == signalClock {
+		mine, other = other, mine
+	}
+	if mine.valid && receivedMS-mine.receivedMS <= pairMS {
+		m.burstUntilMS = receivedMS + pairMS
+	}
+	if !other.valid || receivedMS-other.receivedMS > pairMS {
+		*mine = pending{*s, receivedMS, true}
+		return nil
+	}
+	uptime, clock := s, &other.signal
+	if s.kind == signalClock {
+		uptime, clock = clock, uptime
+	}
+	both := *uptime
+	both.clockMS = clock.ms
+	mine.valid, other.valid = false, false
+	if receivedMS <= m.burstUntilMS {
+		return nil
+	}
+	return n.heartbeat(&both, receivedMS)
+}
+
+// heartbeat takes a whole heartbeat.
+func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
+	if !n.loaded {
+		// Whether a generation is new can only be told against the log.
+		s := *s
+		s.receivedMS = receivedMS
+		n.early = append(slices.DeleteFunc(n.early, func(o signal) bool { return o.node == s.node }), s)
+		return nil
+	}
+	m := n.node(s.node)
+	if s.paired && m.stale(s) {
+		return nil
+	}
+	// The claimed boot is never later than the true one, by the granularity, and no earlier than twice that.
+	sentMS := receivedMS
+	if receivedMS < n.queuedUntilMS {
+		sentMS = min(sentMS, n.queuedSinceMS)
+	}
+	bootMS, bootReceivedMS := int64(0), max(sentMS-s.ms-s.granularityMS, 1)
+	if s.clockMS != 0 {
+		bootMS = max(s.clockMS-s.ms-s.granularityMS, 1)
+	}
+	started := m.startedAnew(s, bootMS, bootReceivedMS)
+	m.known, m.gone = true, false
+	m.uptimeMS, m.receivedMS, m.clockMS = s.ms, receivedMS, s.clockMS
+
+	f := n.fact(presence.NodeAlive, s.node, s.dialect, s.clockMS, receivedMS)
+	f.UptimeMS = presence.Some(s.ms)
+	f.StartedMS, f.StartedReceivedMS = bootMS, bootReceivedMS
+	if bootMS == 0 {
+		// Without its clock, the bridge's is the best guess at the node's.
+		f.StartedMS = max(receivedMS-s.ms-s.granularityMS, 1)
+	}
+	setNodeID(&f)
+	if !started {
+		return []presence.NodeFact{f}
+	}
+	g := f
+	g.Kind = presence.NodeStarted
+	setNodeID(&g)
+	return []presence.NodeFact{g, f}
+}
+
+// stale reports whether a heartbeat is an old one of the generation that is known: its uptime is smaller for the same boot.
+func (m *node) stale(s *signal) bool {
+	return m.known && s.clockMS != 0 && m.clockMS != 0 && s.ms < m.uptimeMS && abs((s.clockMS-s.ms)-(m.clockMS-m.uptimeMS)) <= sameBootMS
+}
+
+func (m *node) startedAnew(s *signal, bootMS, bootReceivedMS int64) bool {
+	if !m.known || s.ms < m.uptimeMS {
+		return true
+	}
+	return bootReceivedMS > m.receivedMS && (bootMS == 0 || m.clockMS == 0 || bootMS > m.clockMS)
+}
+
+// started takes the node's own word that it has started.
+func (n *nodes) started(s *signal, receivedMS int64) []presence.NodeFact {
+	m := n.node(s.node)
+	m.known, m.gone = true, false
+	m.uptimeMS, m.receivedMS, m.clockMS = 0, receivedMS, s.clockMS
+	f := n.fact(presence.NodeStarted, s.node, s.dialect, s.clockMS, receivedMS)
+	f.UptimeMS = presence.Some(int64(0))
+	f.StartedMS, f.StartedReceivedMS = s.ms, receivedMS
+	setNodeID(&f)
+	return []presence.NodeFact{f}
+}
+
+// members takes the cluster's own list of its nodes. A retained copy is of unknown age: it names nodes, and proves nobody's absence.
+func (n *nodes) members(s *signal, receivedMS int64) []presence.NodeFact {
+	for _, name := range s.members {
+		n.node(name)
+	}
+	if s.retained || !n.loaded {
+		return nil
+	}
+	var facts []presence.NodeFact
+	for name, m := range n.byName {
+		listed := slices.Contains(s.members, name)
+		if !listed && !m.gone {
+			facts = append(facts, n.fact(presence.NodeGone, name, s.dialect, 0, receivedMS))
+		}
+		m.gone = !listed
+	}
+	return facts
+}
+
+// fact returns a node fact with its times. A node whose clock is unknown gets the bridge's.
+func (n *nodes) fact(kind presence.NodeKind, name, dialect string, clockMS, receivedMS int64) presence.NodeFact {
+	f := presence.NodeFact{Kind: kind, Cluster: n.cluster, Node: name, Dialect: dialect, TimeMS: clockMS, ReceivedMS: receivedMS}
+	if clockMS == 0 {
+		f.TimeMS = receivedMS
+	}
+	setNodeID(&f)
+	return f
+}
+
+// setNodeID gives a node fact its ID, from what names it.
+func setNodeID(f *presence.NodeFact) {
+	name := f.Node
+	if f.Kind == presence.Feed {
+		name = f.Bridge
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%q/%d/%d/%d", f.Cluster, f.Kind, name, f.TimeMS, f.UptimeMS.Value, f.StartedMS))
+	f.ID = hex.EncodeToString(sum[:16])
+}
