@@ -59,7 +59,10 @@ func (l *log) facts(facts ...presence.Fact) *kgo.Record {
 	return l.produce(records...)
 }
 
-func (l *log) node(f presence.NodeFact) { l.t.Helper(); l.produce(eventlog.NodeRecord(&f, eventlog.JSON)) }
+func (l *log) node(f presence.NodeFact) {
+	l.t.Helper()
+	l.produce(eventlog.NodeRecord(&f, eventlog.JSON))
+}
 
 // read returns all committed records of a topic, data only.
 func (l *log) read(topic string) []*kgo.Record {
@@ -202,7 +205,7 @@ func testLog(t testing.TB) *slog.Logger {
 // start runs a materializer until the test ends, or stop is called.
 func (l *log) start(cfg Config) *instance {
 	l.t.Helper()
-	m, err := New(cfg, testLog(l.t), prometheus.NewRegistry())
+	m, err := New(cfg, testLog(l.t), newRegistry())
 	if err != nil {
 		l.t.Fatalf("new materializer: %v", err)
 	}
@@ -257,14 +260,33 @@ func (i *instance) get(clientID string, after *kgo.Record) *presencev1.StateEntr
 	return resp.GetEntries()[0]
 }
 
-// published waits until everything that was applied is published.
-func (i *instance) published() {
+// caughtUp waits until everything that is in client-events is applied.
+func (i *instance) caughtUp(l *log) *instance {
 	i.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ends, err := kadm.NewClient(l.client).ListEndOffsets(ctx, eventlog.TopicClientEvents)
+	if err != nil {
+		i.t.Fatalf("list offsets: %v", err)
+	}
 	servicetest.Eventually(i.t, patience, func() error {
-		for id, p := range i.owned() {
-			if f := p.progress.read(); f.next < f.end {
+		owned := i.owned()
+		for id, o := range ends[eventlog.TopicClientEvents] {
+			if p := owned[id]; p == nil || p.progress.read().next < o.Offset {
 				return fmt.Errorf("partition %d lags", id)
 			}
+		}
+		return nil
+	})
+	return i
+}
+
+// published waits until everything that is in client-events is applied and what it caused is published.
+func (i *instance) published(l *log) {
+	i.t.Helper()
+	i.caughtUp(l)
+	servicetest.Eventually(i.t, patience, func() error {
+		for id, p := range i.owned() {
 			if n := p.outbox.depth(); n > 0 {
 				return fmt.Errorf("partition %d has %d unpublished records", id, n)
 			}
@@ -308,3 +330,5 @@ func freeAddr(t testing.TB) string {
 	defer func() { _ = l.Close() }()
 	return l.Addr().String()
 }
+
+func newRegistry() *prometheus.Registry { return prometheus.NewRegistry() }
