@@ -40,6 +40,9 @@ var emqxDialect = &dialect{
 // maxUptimeMS is beyond any uptime: 30,000 years.
 const maxUptimeMS = 1 << 50
 
+// dialectEMQX4 marks the events of EMQX 4, which have no protocol field: a connection that is taken over gets no Closed.
+const dialectEMQX4 = "emqx-4"
+
 const emqxRoot = "$SYS/brokers"
 
 // replacement is what JSON decoders and EMQX itself write in place of bytes that are not UTF-8.
@@ -191,6 +194,9 @@ func (d *emqxDecoder) client(m *message, node, inTopic string) decoded {
 		Username:        username(e.Username),
 		Peer:            e.IPAddress,
 		ProtocolVersion: e.ProtoVer,
+	}
+	if e.Protocol == "" {
+		f.Dialect = dialectEMQX4
 	}
 	if event == "connected" {
 		e.opened(&f)
