@@ -12,6 +12,8 @@ import (
 
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
 )
 
 // Images of the real parts; the environment replaces them where they cannot be pulled.
@@ -116,4 +118,15 @@ func service(name, binary string, env map[string]string) spec {
 	env["PRESENCE_KAFKA_BROKERS"] = kafkaInternal
 	env["PRESENCE_ADMIN_ADDR"] = "0.0.0.0:8082"
 	return spec{name: name, image: serviceImage(binary), env: env, ports: []string{adminPort}, ready: wait.ForHTTP("/readyz").WithPort(adminPort)}
+}
+
+// target returns how its users reach it. The ports of restarted containers change, but these are not restarted, and Kafka's is fixed.
+func (s *split) target(t *testing.T) Target {
+	t.Helper()
+	kafka := eventlog.DefaultConfig()
+	kafka.Brokers = []string{s.kafkaAddr}
+	return Target{
+		MQTT: s.broker.addr(t, mqttPort), REST: s.query.addr(t, restPort), GRPC: s.query.addr(t, grpcPort),
+		User: "dev", Password: "dev-only-change-me", Kafka: kafka, Unkeyed: true,
+	}
 }
