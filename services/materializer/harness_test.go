@@ -27,16 +27,17 @@ const patience = 20 * time.Second
 
 // log is a fake Kafka with the topics, and what a test does with it.
 type log struct {
-	t      testing.TB
-	cfg    eventlog.Config
-	client *kgo.Client
+	t       testing.TB
+	cluster *kfake.Cluster
+	cfg     eventlog.Config
+	client  *kgo.Client
 }
 
 func newLog(t testing.TB) *log {
 	t.Helper()
-	_, cfg := eventlogtest.NewCluster(t, kfake.BrokerConfigs(map[string]string{"group.min.session.timeout.ms": "500"}))
+	cluster, cfg := eventlogtest.NewCluster(t, kfake.BrokerConfigs(map[string]string{"group.min.session.timeout.ms": "500"}))
 	eventlogtest.Ensure(t, cfg)
-	return &log{t: t, cfg: cfg, client: eventlogtest.NewClient(t, cfg)}
+	return &log{t: t, cluster: cluster, cfg: cfg, client: eventlogtest.NewClient(t, cfg)}
 }
 
 // produce appends records and returns the last of them with its offset.
@@ -286,10 +287,14 @@ func (i *instance) published(l *log) {
 	i.t.Helper()
 	i.caughtUp(l)
 	servicetest.Eventually(i.t, patience, func() error {
-		for id, p := range i.owned() {
+		owned := i.owned()
+		for id, p := range owned {
 			if n := p.outbox.depth(); n > 0 {
 				return fmt.Errorf("partition %d has %d unpublished records", id, n)
 			}
+		}
+		if len(owned) != int(l.cfg.Partitions) {
+			return fmt.Errorf("owns %d partitions", len(owned))
 		}
 		return nil
 	})

@@ -117,6 +117,7 @@ func (r *Row) Decode(b []byte) (state []byte, err error) {
 		return nil, fmt.Errorf("%w: row format %d, want %d", ErrCorrupt, f, rowFormat)
 	}
 	flags, words := d.byte(), d.byte()
+	r.Dirty = flags&flagDirty != 0
 	l := &r.Last
 	l.Status, l.Belief, l.Previous = presence.Presence(words&3), presence.Presence(words>>2&3), presence.Presence(words>>4&3)
 	l.Reason = presence.StatusReason(d.byte())
