@@ -170,3 +170,12 @@ func newService(t testing.TB, cfg query.Config, reader query.StateReader) *query
 	}
 	return s
 }
+
+func batchBody(t testing.TB, ids []string) string {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"client_ids": ids})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}

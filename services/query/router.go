@@ -25,7 +25,9 @@ import (
 
 const (
 	refreshInterval = 2 * time.Second
-	refreshTimeout  = 5 * time.Second
+	// startInterval is in force until every partition has had an owner.
+	startInterval  = 250 * time.Millisecond
+	refreshTimeout = 5 * time.Second
 	// minRefresh keeps failing requests from asking Kafka without pause.
 	minRefresh = 100 * time.Millisecond
 	// maxRounds bounds how often a request asks again with a newer routing.
@@ -124,8 +126,6 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 
 // Run keeps the routing fresh until ctx ends, then closes all connections and returns nil. A Router runs once.
 func (r *Router) Run(ctx context.Context) error {
-	tick := time.NewTicker(refreshInterval)
-	defer tick.Stop()
 	for ctx.Err() == nil {
 		r.refresh(ctx)
 		pause := time.NewTimer(minRefresh)
@@ -133,12 +133,18 @@ func (r *Router) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-pause.C:
 		}
-		pause.Stop()
+		interval := refreshInterval
+		if r.Ready(ctx) != nil {
+			interval = startInterval
+		}
+		next := time.NewTimer(interval - minRefresh)
 		select {
 		case <-ctx.Done():
-		case <-tick.C:
+		case <-next.C:
 		case <-r.trigger:
 		}
+		pause.Stop()
+		next.Stop()
 	}
 	r.kafka.Close()
 	r.mu.Lock()

@@ -59,7 +59,8 @@ func join(t *testing.T, kafka eventlog.Config, replica string) *materializer {
 		kgo.ConsumerGroup(m.group), kgo.InstanceID(m.addr), kgo.ConsumeTopics(eventlog.TopicClientEvents),
 		kgo.OnPartitionsAssigned(change(func(p int32) { m.owned = append(m.owned, p) })),
 		kgo.OnPartitionsRevoked(lost), kgo.OnPartitionsLost(lost),
-		kgo.HeartbeatInterval(100*time.Millisecond))
+		// A client that is closed while it waits in a rebalance waits it out.
+		kgo.HeartbeatInterval(100*time.Millisecond), kgo.RebalanceTimeout(2*time.Second))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -73,6 +74,32 @@ func join(t *testing.T, kafka eventlog.Config, replica string) *materializer {
 		<-done
 	})
 	return m
+}
+
+// owns returns the partitions that the group has assigned.
+func (m *materializer) owns() []int32 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.owned)
+}
+
+// settled waits until a group's members own all partitions, each at least one.
+func settled(t *testing.T, members ...*materializer) {
+	t.Helper()
+	servicetest.Eventually(t, testTimeout, func() error {
+		all := 0
+		for _, m := range members {
+			owned := len(m.owns())
+			if owned == 0 {
+				return fmt.Errorf("%s owns nothing", m.addr)
+			}
+			all += owned
+		}
+		if all != eventlogtest.Partitions {
+			return fmt.Errorf("%d of %d partitions are owned", all, eventlogtest.Partitions)
+		}
+		return nil
+	})
 }
 
 // leave ends the membership, as the session timeout would do to a materializer that is dead.
@@ -170,6 +197,7 @@ func TestConformance(t *testing.T) {
 			one, two := join(t, kafka, "a"), join(t, kafka, "a")
 			fill(one.Fake, facts, nodes)
 			fill(two.Fake, facts, nodes)
+			settled(t, one, two)
 			r := startRouter(t, kafka, "a")
 			ready(t, r)
 			return r
@@ -203,9 +231,8 @@ func TestRouterFollowsTheGroup(t *testing.T) {
 	})
 
 	// One dies. Until its session times out its partitions have no answer, and the others have.
-	two.mu.Lock()
-	dead := slices.Clone(two.owned)
-	two.mu.Unlock()
+	settled(t, one, two)
+	dead := two.owns()
 	two.stop()
 	for _, id := range ids {
 		p := eventlog.Partition(eventlog.ClientKey("default", id), kafka.Partitions)

@@ -1,0 +1,17 @@
+package query
+
+import (
+	"log/slog"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Handler returns what serves the REST calls, to be asked without a socket.
+func Handler(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Registerer) (http.Handler, error) {
+	s, err := New(cfg, reader, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	return s.http.Handler, nil
+}

@@ -1,0 +1,78 @@
+package query_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+	"github.com/mqtt-presence/presence/services/query"
+	"github.com/mqtt-presence/presence/services/query/readertest"
+)
+
+// listening remembers which client was asked for.
+type listening struct{ asked *[]string }
+
+func (l listening) GetStates(_ context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	r := &presencev1.GetStatesResponse{}
+	for i, k := range req.GetKeys() {
+		*l.asked = append(*l.asked, k.GetClientId())
+		r.Entries = append(r.Entries, &presencev1.StateEntry{Index: uint32(i), Found: true, Status: "online", Belief: "online"})
+	}
+	return r, nil
+}
+
+// FuzzPath sends any path, and checks that a client ID is asked for exactly as it was encoded, the same by both calls, and that
+// everything else is a JSON error.
+func FuzzPath(f *testing.F) {
+	for _, id := range readertest.IDs() {
+		if len(id) < 100 {
+			f.Add(escape(id))
+			f.Add(id)
+		}
+	}
+	for _, s := range []string{"", "%FF", "%00", "..%2f..", "%2e%2E", "a//b", "x%2", ";", "\u202e", "a:batchGet", "%zz", "a\"b%2Fc"} {
+		f.Add(s)
+	}
+	var asked []string
+	handler, err := query.Handler(testConfig(f), listening{&asked}, discardLog(), newRegistry())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, segment string) {
+		for _, path := range []string{"/client-id/" + segment + "/status", "/v1/clients/" + segment} {
+			u, err := url.ParseRequestURI(path)
+			if err != nil || u.RawQuery != "" || u.ForceQuery {
+				continue // net/http refuses it, or it is another path.
+			}
+			asked = asked[:0]
+			r := &http.Request{Method: http.MethodGet, URL: u, Header: http.Header{"Authorization": {basic("admin", password)}}, Body: http.NoBody}
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r.WithContext(t.Context()))
+			id, err := url.PathUnescape(segment)
+			valid := err == nil && id != "" && len(id) <= 65_535 && utf8.ValidString(id)
+			switch {
+			case strings.Contains(segment, "/"):
+				if w.Code != 404 || len(asked) != 0 {
+					t.Errorf("%q: %d %s, asked for %q", path, w.Code, w.Body, asked)
+				}
+			case valid:
+				if w.Code != 200 || len(asked) != 1 || asked[0] != id {
+					t.Errorf("%q: %d %s, asked for %q, want %q", path, w.Code, w.Body, asked, id)
+				}
+			default:
+				if w.Code != 400 || len(asked) != 0 {
+					t.Errorf("%q: %d %s, asked for %q", path, w.Code, w.Body, asked)
+				}
+			}
+			if !json.Valid(w.Body.Bytes()) {
+				t.Errorf("%q: %d %q is no JSON", path, w.Code, w.Body)
+			}
+		}
+	})
+}
