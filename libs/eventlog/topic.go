@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -43,6 +44,12 @@ func Topics() []Topic {
 // ErrTopicMismatch is returned by Ensure when a topic is there but not as it must be.
 var ErrTopicMismatch = errors.New("kafka topic is not as configured")
 
+// A topic exists from the moment that Kafka's controller has it; the brokers that describe it know a little later.
+const (
+	knownWithin   = 15 * time.Second
+	knownInterval = 50 * time.Millisecond
+)
+
 // Ensure creates the topics that are absent and checks those that are present: their partition count, and the configuration that the
 // contract depends on. It changes no existing topic. Safe to call from several processes at once.
 func Ensure(ctx context.Context, cl *kgo.Client, c Config) error {
@@ -54,6 +61,27 @@ func Ensure(ctx context.Context, cl *kgo.Client, c Config) error {
 			return err
 		}
 	}
+	deadline := time.NewTimer(knownWithin)
+	defer deadline.Stop()
+	tick := time.NewTicker(knownInterval)
+	defer tick.Stop()
+	for {
+		err := check(ctx, adm, names, c)
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-deadline.C:
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// check checks the topics that are present.
+func check(ctx context.Context, adm *kadm.Client, names []string, c Config) error {
 	details, err := adm.ListTopics(ctx, names...)
 	if err != nil {
 		return fmt.Errorf("describe kafka topics: %w", err)

@@ -3,11 +3,15 @@ package eventlog_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
@@ -34,6 +38,35 @@ func TestEnsureCreatesAndChecks(t *testing.T) {
 	if err := eventlog.Ensure(ctx, cl, cfg); !errors.Is(err, eventlog.ErrTopicMismatch) || !strings.Contains(err.Error(), "has 4 partitions") {
 		t.Errorf("partition mismatch: %v", err)
 	}
+}
+
+// TestEnsureWaitsForTheBroker is what a process meets that starts while another creates the topics.
+func TestEnsureWaitsForTheBroker(t *testing.T) {
+	cluster, cfg := eventlogtest.NewCluster(t)
+	eventlogtest.Ensure(t, cfg)
+	host, port, err := net.SplitHostPort(cfg.Brokers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker := kmsg.NewMetadataResponseBroker()
+	broker.Host = host
+	if _, err := fmt.Sscan(port, &broker.Port); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			asked := req.(*kmsg.MetadataRequest)
+			answer := asked.ResponseKind().(*kmsg.MetadataResponse)
+			answer.Brokers = append(answer.Brokers, broker)
+			for _, topic := range asked.Topics {
+				unknown := kmsg.NewMetadataResponseTopic()
+				unknown.Topic, unknown.ErrorCode = topic.Topic, kerr.UnknownTopicOrPartition.Code
+				answer.Topics = append(answer.Topics, unknown)
+			}
+			return answer, nil, len(asked.Topics) > 1
+		})
+	}
+	eventlogtest.Ensure(t, cfg)
 }
 
 func TestEnsureChecksCleanupPolicy(t *testing.T) {
