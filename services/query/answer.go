@@ -20,7 +20,8 @@ const maxBatch = 1_000
 
 // StateReader reads the folded state of clients. The materializer's server is one, in process; so is Router, over the network.
 type StateReader interface {
-	// GetStates answers for clients of one cluster. An entry, or an index in not_owned, exists for each key. It returns when ctx ends.
+	// GetStates answers for clients of one cluster. An entry, or an index in not_owned, exists for each key. It returns when ctx ends,
+	// which may have no deadline: a reader that waits for others bounds that itself, all but the wait for a min_offset.
 	// Errors have a gRPC status: UNAVAILABLE if nobody could answer, FAILED_PRECONDITION with ErrorInfo reason
 	// MIN_OFFSET_NOT_REACHED if a min_offset was not applied in time. The answer is the caller's, to read only.
 	GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error)
@@ -149,7 +150,16 @@ func (a *answers) read(ctx context.Context, cluster, clientID string, minOffset 
 	if err := eventlog.ValidClientID(clientID); err != nil {
 		return nil, nil, invalid("client_id", err.Error())
 	}
-	r, err := a.ask(ctx, cluster, &presencev1.GetStatesRequest{Keys: []*presencev1.StateKey{{ClientId: clientID, MinOffset: minOffset}}})
+	// One allocation: the seed call has little else to do.
+	q := &struct {
+		req  presencev1.GetStatesRequest
+		key  presencev1.StateKey
+		keys [1]*presencev1.StateKey
+	}{}
+	q.key.ClientId, q.key.MinOffset = clientID, minOffset
+	q.keys[0] = &q.key
+	q.req.Keys = q.keys[:]
+	r, err := a.ask(ctx, cluster, &q.req)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -166,7 +176,7 @@ func (a *answers) clusterOf(cluster string) string {
 	return cluster
 }
 
-// ask sets the request's cluster and reads within the request timeout.
+// ask sets the request's cluster and reads.
 func (a *answers) ask(ctx context.Context, cluster string, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
 	req.Cluster = a.clusterOf(cluster)
 	if cluster != "" {
@@ -174,16 +184,22 @@ func (a *answers) ask(ctx context.Context, cluster string, req *presencev1.GetSt
 			return nil, invalid("cluster", "cluster: "+err.Error())
 		}
 	}
-	within, cancel := context.WithTimeout(ctx, a.cfg.RequestTimeout)
-	defer cancel()
+	within := ctx
+	minOffset := req.GetKeys()[0].MinOffset
+	if minOffset != nil {
+		// Only such a read waits; a timer for each of the others would cost more than the read.
+		var cancel context.CancelFunc
+		within, cancel = context.WithTimeout(ctx, a.cfg.RequestTimeout)
+		defer cancel()
+	}
 	r, err := a.reader.GetStates(within, req)
 	if err == nil {
 		return r, nil
 	}
-	if ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && req.GetKeys()[0].MinOffset == nil {
+	if minOffset == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return nil, status.Error(codes.DeadlineExceeded, "the caller's deadline passed before the state was read; allow more time")
 	}
-	err = readError(ctx, err, req.GetKeys()[0].MinOffset, a.cfg.RequestTimeout)
+	err = readError(ctx, err, minOffset, a.cfg.RequestTimeout)
 	var hidden *internalError
 	if errors.As(err, &hidden) {
 		a.log.ErrorContext(ctx, "state not read", service.KeyError, hidden.cause)

@@ -1,15 +1,16 @@
 package query
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
+	"hash/maphash"
 	"log/slog"
 	"math"
 	"runtime"
@@ -58,8 +59,9 @@ type gate struct {
 
 	file accountsFile // used by New, then by reload alone
 	set  atomic.Pointer[accounts]
-	macs sync.Pool // of hash.Hash, keyed with this process's random key
+	pool sync.Pool // of *credential
 
+	seed    maphash.Seed        // picks the account that an unknown user costs
 	flight  singleflight.Group  // one verification per credential at a time
 	verify  *semaphore.Weighted // half of the cores: wrong passwords cannot take them all
 	waiting atomic.Int64
@@ -77,7 +79,8 @@ func newGate(cfg Config, log *slog.Logger, m *metrics) (*gate, error) {
 		log:     log,
 		metrics: m,
 		file:    accountsFile{path: cfg.AccountsFile},
-		macs:    sync.Pool{New: func() any { return hmac.New(sha256.New, key) }},
+		pool:    sync.Pool{New: func() any { return &credential{mac: hmac.New(sha256.New, key)} }},
+		seed:    maphash.MakeSeed(),
 		verify:  semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2))),
 	}
 	if g.burst == 0 {
@@ -152,12 +155,7 @@ func (g *gate) admit(ctx context.Context, authorization string, need permission)
 		return g.refuse(refusedAbsent, status.Error(codes.Unauthenticated,
 			"no credentials; send those of an account as HTTP Basic authorization"))
 	}
-	user, password, ok := parseBasic(authorization)
-	if !ok {
-		return g.refuse(refusedMalformed, status.Error(codes.Unauthenticated,
-			"the authorization is not HTTP Basic; send 'Basic ' and the base64 of user:password"))
-	}
-	a, err := g.authenticate(ctx, user, password)
+	a, err := g.authenticate(ctx, authorization)
 	if err != nil {
 		return err
 	}
@@ -182,14 +180,24 @@ func (g *gate) refuse(reason string, err error) error {
 	return err
 }
 
-// authenticate returns the account of a user and password. A credential that was verified before costs a fingerprint; any other costs a
-// password hash, also for a user that does not exist, and waits for its turn.
-func (g *gate) authenticate(ctx context.Context, user, password string) (*account, error) {
-	print := g.fingerprint(user, password)
+// authenticate returns the account of an authorization header. A credential that was verified before costs a fingerprint; any other
+// costs a password hash, also for a user that does not exist, and waits for its turn.
+func (g *gate) authenticate(ctx context.Context, authorization string) (*account, error) {
+	c, ok := g.pool.Get().(*credential)
+	if !ok {
+		return nil, status.Error(codes.Internal, "the request could not be answered")
+	}
+	defer g.pool.Put(c)
+	if !c.decode(authorization) {
+		return nil, g.refuse(refusedMalformed, status.Error(codes.Unauthenticated,
+			"the authorization is not HTTP Basic; send 'Basic ' and the base64 of user:password"))
+	}
 	set := g.set.Load()
-	if a := set.byName[user]; a.hasVerified(&print) {
+	if a := set.byName[string(c.user)]; a.hasVerified(&c.print) {
 		return a, nil
 	}
+	// The verification may outlive this call.
+	user, password, print := string(c.user), string(c.password), c.print
 	result := g.flight.DoChan(string(print[:]), func() (any, error) { return g.hash(set, user, password, &print) })
 	select {
 	case <-ctx.Done():
@@ -228,8 +236,7 @@ func (g *gate) hash(set *accounts, user, password string, print *fingerprint) (*
 	against := a
 	if a == nil {
 		// An unknown user costs what one of the known ones costs, always the same one.
-		p := g.fingerprint(user, "")
-		against = set.list[binary.BigEndian.Uint64(p[:8])%uint64(len(set.list))]
+		against = set.list[maphash.String(g.seed, user)%uint64(len(set.list))]
 	}
 	if !against.hash.matches(password) || a == nil {
 		return nil, nil
@@ -247,30 +254,34 @@ func (a *account) hasVerified(print *fingerprint) bool {
 	return known != nil && hmac.Equal(known[:], print[:])
 }
 
-// fingerprint is a keyed hash of both; a user name holds no colon, so two credentials never read the same.
-func (g *gate) fingerprint(user, password string) (print fingerprint) {
-	mac, ok := g.macs.Get().(hash.Hash)
-	if !ok {
-		return print
-	}
-	mac.Reset()
-	mac.Write([]byte(user))
-	mac.Write([]byte{':'})
-	mac.Write([]byte(password))
-	mac.Sum(print[:0])
-	g.macs.Put(mac)
-	return print
+// credential is what an authorization header holds. It is reused: what it points to is valid until it is put back.
+type credential struct {
+	user, password []byte // parts of decoded
+	print          fingerprint
+
+	mac              hash.Hash
+	encoded, decoded []byte
 }
 
-// parseBasic reads the value of an Authorization header.
-func parseBasic(authorization string) (user, password string, ok bool) {
+// decode reads the value of an Authorization header and computes its fingerprint, a keyed hash of user:password. A user name holds no
+// colon, so two credentials never read the same.
+func (c *credential) decode(authorization string) bool {
 	const scheme = "Basic "
 	if len(authorization) < len(scheme) || !strings.EqualFold(authorization[:len(scheme)], scheme) {
-		return "", "", false
+		return false
 	}
-	decoded, err := base64.StdEncoding.DecodeString(authorization[len(scheme):])
-	if err != nil {
-		return "", "", false
+	c.encoded = append(c.encoded[:0], authorization[len(scheme):]...)
+	var err error
+	if c.decoded, err = base64.StdEncoding.AppendDecode(c.decoded[:0], c.encoded); err != nil {
+		return false
 	}
-	return strings.Cut(string(decoded), ":")
+	var ok bool
+	if c.user, c.password, ok = bytes.Cut(c.decoded, []byte{':'}); !ok {
+		return false
+	}
+	c.mac.Reset()
+	// A hash never returns an error.
+	_, _ = c.mac.Write(c.decoded)
+	c.mac.Sum(c.print[:0])
+	return true
 }

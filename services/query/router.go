@@ -267,8 +267,10 @@ func (r *Router) connect(addr string) (presencev1.StateServiceClient, error) {
 }
 
 // GetStates implements StateReader. It asks the owner of each key's partition, in the first replica that answers. If an owner cannot be
-// reached or does not own the partition any more, it asks again with a newer routing, a few times within ctx's deadline.
+// reached or does not own the partition any more, it asks again with a newer routing, a few times within the request timeout.
 func (r *Router) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
+	defer cancel()
 	q := &routedRead{router: r, req: req, pending: make([]int, len(req.GetKeys()))}
 	for i := range q.pending {
 		q.pending[i] = i
