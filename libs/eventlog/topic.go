@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // The topics.
@@ -66,7 +67,7 @@ func Ensure(ctx context.Context, cl *kgo.Client, c Config) error {
 	tick := time.NewTicker(knownInterval)
 	defer tick.Stop()
 	for {
-		err := check(ctx, adm, names, c)
+		err := check(ctx, cl, names, c)
 		if !errors.Is(err, kerr.UnknownTopicOrPartition) {
 			return err
 		}
@@ -81,23 +82,19 @@ func Ensure(ctx context.Context, cl *kgo.Client, c Config) error {
 }
 
 // check checks the topics that are present.
-func check(ctx context.Context, adm *kadm.Client, names []string, c Config) error {
-	details, err := adm.ListTopics(ctx, names...)
+func check(ctx context.Context, cl *kgo.Client, names []string, c Config) error {
+	present, err := describe(ctx, cl, names)
 	if err != nil {
-		return fmt.Errorf("describe kafka topics: %w", err)
+		return err
 	}
-	configs, err := adm.DescribeTopicConfigs(ctx, names...)
+	configs, err := kadm.NewClient(cl).DescribeTopicConfigs(ctx, names...)
 	if err != nil {
 		return fmt.Errorf("describe kafka topic configurations: %w", err)
 	}
 	for _, t := range Topics() {
-		d := details[t.Name]
-		if d.Err != nil {
-			return fmt.Errorf("describe kafka topic %s: %w", t.Name, d.Err)
-		}
-		if want := t.partitions(c); int32(len(d.Partitions)) != want {
+		if has, want := present[t.Name], t.partitions(c); has != want {
 			return fmt.Errorf("%w: %s has %d partitions, kafka-partitions asks for %d: set it to %d, or use other topics (a partition count cannot change under existing keys)",
-				ErrTopicMismatch, t.Name, len(d.Partitions), want, len(d.Partitions))
+				ErrTopicMismatch, t.Name, has, want, has)
 		}
 		rc, err := configs.On(t.Name, nil)
 		if err == nil {
@@ -115,6 +112,32 @@ func check(ctx context.Context, adm *kadm.Client, names []string, c Config) erro
 		}
 	}
 	return nil
+}
+
+// describe returns the topics' partition counts. It asks Kafka each time, where kadm would give the same answer again for seconds.
+func describe(ctx context.Context, cl *kgo.Client, names []string) (map[string]int32, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range names {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = kmsg.StringPtr(name)
+		req.Topics = append(req.Topics, t)
+	}
+	resp, err := req.RequestWith(ctx, cl)
+	if err != nil {
+		return nil, fmt.Errorf("describe kafka topics: %w", err)
+	}
+	counts := map[string]int32{}
+	for _, t := range resp.Topics {
+		name := ""
+		if t.Topic != nil {
+			name = *t.Topic
+		}
+		if err := kerr.ErrorForCode(t.ErrorCode); err != nil {
+			return nil, fmt.Errorf("describe kafka topic %s: %w", name, err)
+		}
+		counts[name] = int32(len(t.Partitions))
+	}
+	return counts, nil
 }
 
 func (t Topic) partitions(c Config) int32 {
