@@ -23,9 +23,9 @@ const (
 )
 
 // serviceImage returns the image of one of our services, as `make images` builds it.
-func serviceImage(name string) string {
-	return "presence/" + name + ":" + cmp.Or(os.Getenv("PRESENCE_E2E_IMAGE_TAG"), "local")
-}
+func serviceImage(name string) string { return "presence/" + name + ":" + imageTag() }
+
+func imageTag() string { return cmp.Or(os.Getenv("PRESENCE_E2E_IMAGE_TAG"), "local") }
 
 // Ports inside the containers.
 const (
