@@ -232,6 +232,10 @@ func TestAccountsFileIsReloaded(t *testing.T) {
 	until("new", 401)
 	write(accountsText() + "new:" + bcryptLine + ":connect\n")
 	until("new", 200)
+	write(accountsText() + "neu:" + bcryptLine + ":connect\n")
+	until("new", 401)
+	write(accountsText() + "new:" + bcryptLine + ":connect\n")
+	until("new", 200)
 	// A file that is wrong changes nothing, and shows.
 	write("new:" + bcryptLine + ":connect\nconnect:nonsense:connect\n")
 	servicetest.Eventually(t, testTimeout, func() error {

@@ -84,20 +84,25 @@ func discover(ctx context.Context, adm *kadm.Client, replicas []string, old *rou
 	if err != nil && len(described) == 0 {
 		return nil, fmt.Errorf("ask kafka for the members of %v: %w", groups, err)
 	}
-	t := &routing{partitions: int32(len(topic.Partitions)), replicas: make([]replica, len(groups))}
+	return route(described, groups, int32(len(topic.Partitions)), old, time.Now())
+}
+
+// route reads the owners off the groups' descriptions.
+func route(described kadm.DescribedGroups, groups []string, partitions int32, old *routing, now time.Time) (*routing, error) {
+	t := &routing{partitions: partitions, replicas: make([]replica, len(groups))}
 	if old != nil {
 		t.confirmed = old.confirmed
 	}
 	var errs []error
 	for i, group := range groups {
-		owners, known, err := ownersOf(described, group, t.partitions)
+		owners, known, err := ownersOf(described, group, partitions)
 		if err != nil {
 			errs = append(errs, err)
 		}
 		switch {
 		case known:
-			t.confirmed = time.Now()
-		case old != nil && old.partitions == t.partitions:
+			t.confirmed = now
+		case old != nil && old.partitions == partitions:
 			owners = old.replicas[i].owners
 		}
 		t.replicas[i] = replica{group: group, owners: owners}
