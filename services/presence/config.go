@@ -1,0 +1,189 @@
+package presence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/service"
+	"github.com/mqtt-presence/presence/services/bridge"
+	"github.com/mqtt-presence/presence/services/materializer"
+	"github.com/mqtt-presence/presence/services/presence/broker"
+	"github.com/mqtt-presence/presence/services/presence/kafka"
+	"github.com/mqtt-presence/presence/services/query"
+)
+
+// Config is the configuration of all parts, each option once.
+type Config struct {
+	DataDir string `conf:"data-dir" usage:"folder for everything that is kept; made if absent"`
+	Cluster string `conf:"cluster" usage:"name of the MQTT broker cluster, 1 to 63 of a-z, 0-9 and -"`
+
+	MQTTAddr      string        `conf:"mqtt-addr" usage:"listen address of the embedded MQTT broker"`
+	MQTTHeartbeat time.Duration `conf:"mqtt-heartbeat" usage:"time between two heartbeats of the embedded MQTT broker"`
+	// MQTT.URLs is empty for the embedded broker.
+	MQTT         bridge.MQTTConfig
+	MQTTPassword service.Secret `conf:"mqtt-password" secret:"true" usage:"MQTT password"`
+
+	KafkaAddr string `conf:"kafka-addr" usage:"listen address of the embedded Kafka"`
+	// Kafka.Brokers is empty for the embedded Kafka.
+	Kafka eventlog.Config
+
+	HTTPAddr     string            `conf:"http-addr" usage:"listen address of the REST calls"`
+	GRPCAddr     string            `conf:"grpc-addr" usage:"listen address of the gRPC calls"`
+	StateAddr    string            `conf:"state-addr" usage:"listen address of the StateService, for query services elsewhere; empty: not served"`
+	AccountsFile string            `conf:"accounts-file" usage:"file of the accounts that may ask; empty: account dev, made in data-dir"`
+	TLS          service.ServerTLS `prefix:"tls-"`
+	RateLimit    float64           `conf:"rate-limit" usage:"requests per second that each account may make; 0: no limit"`
+	RateBurst    int               `conf:"rate-burst" usage:"requests that an account may make at once; 0: those of one second"`
+	StaleAfter   time.Duration     `conf:"stale-after" usage:"answers that may lag further behind than this are marked stale"`
+
+	BridgeName    string        `conf:"bridge-name" usage:"name of the bridge: the same after a restart, different from that of every other bridge of the cluster"`
+	SpoolMaxBytes int64         `conf:"spool-max-bytes" usage:"largest size of the bridge's spool in bytes; at the bound facts are dropped, counted and asserted"`
+	Allowance     time.Duration `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
+	CacheSize     int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache"`
+
+	Admin service.AdminConfig
+	Log   service.LogConfig
+}
+
+// DefaultConfig embeds everything and listens on loopback only.
+func DefaultConfig() Config {
+	br, q, b, m := broker.DefaultConfig(), query.DefaultConfig(), bridge.DefaultConfig(), materializer.DefaultConfig()
+	return Config{
+		DataDir: "./presence-data", Cluster: q.Cluster,
+		MQTTAddr: br.Addr, MQTTHeartbeat: br.HeartbeatInterval, MQTT: b.MQTT,
+		KafkaAddr: "127.0.0.1:9092", Kafka: eventlog.DefaultConfig(),
+		HTTPAddr: q.HTTPAddr, GRPCAddr: q.GRPCAddr, StateAddr: m.StateAddr, StaleAfter: q.StaleAfter, RateLimit: q.RateLimit, RateBurst: q.RateBurst,
+		BridgeName: b.Name, SpoolMaxBytes: b.SpoolMaxBytes, Allowance: m.Allowance, CacheSize: m.CacheSize,
+		Admin: service.DefaultAdmin(), Log: service.DefaultLog(),
+	}
+}
+
+// Validate reports every mistake, by option.
+func (c Config) Validate() error {
+	var errs []error
+	if c.DataDir == "" {
+		errs = append(errs, errors.New("data-dir: is empty; name a folder"))
+	}
+	if c.embedsBroker() {
+		errs = append(errs, checkAddr("mqtt-addr", c.MQTTAddr))
+		if c.MQTTHeartbeat <= 0 {
+			errs = append(errs, fmt.Errorf("mqtt-heartbeat: %v is not positive; use for example 5s", c.MQTTHeartbeat))
+		}
+	}
+	if c.embedsKafka() {
+		errs = append(errs, checkAddr("kafka-addr", c.KafkaAddr), c.embeddedKafkaOnly())
+	}
+	if c.DataDir != "" {
+		// What is known only once the embedded parts run does not matter here.
+		kafkaConfig := c.kafka(c.KafkaAddr)
+		errs = append(errs, c.bridge(kafkaConfig, noBroker).Validate(), c.materializer(kafkaConfig).Validate(), c.query(kafkaConfig, c.accountsPath()).Validate())
+	}
+	return distinct(append(errs, c.Log.Validate()))
+}
+
+func noBroker(context.Context) (net.Conn, error) { return nil, broker.ErrClosed }
+
+// embeddedKafkaOnly reports options that would silently have no effect.
+func (c Config) embeddedKafkaOnly() error {
+	if c.Kafka.SASLMechanism != "" || c.Kafka.TLS.Enabled {
+		return errors.New("kafka-brokers: must be given with kafka-sasl-mechanism or kafka-tls-enabled; the embedded Kafka has neither")
+	}
+	return nil
+}
+
+func checkAddr(option, addr string) error {
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return fmt.Errorf("%s: %q is not host:port: %w", option, addr, err)
+	}
+	return nil
+}
+
+// distinct joins errors, each text once: the services share options.
+func distinct(errs []error) error {
+	var flat []error
+	var texts []string
+	var add func(err error)
+	add = func(err error) {
+		if err == nil {
+			return
+		}
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, e := range joined.Unwrap() {
+				add(e)
+			}
+			return
+		}
+		if !slices.Contains(texts, err.Error()) {
+			texts = append(texts, err.Error())
+			flat = append(flat, err)
+		}
+	}
+	for _, err := range errs {
+		add(err)
+	}
+	return errors.Join(flat...)
+}
+
+func (c Config) embedsBroker() bool { return len(c.MQTT.URLs) == 0 }
+func (c Config) embedsKafka() bool  { return len(c.Kafka.Brokers) == 0 }
+
+func (c Config) accountsPath() string {
+	if c.AccountsFile != "" {
+		return c.AccountsFile
+	}
+	return filepath.Join(c.DataDir, "accounts")
+}
+
+// kafka returns the configuration of all Kafka clients; addr is the embedded broker's address.
+func (c Config) kafka(addr string) eventlog.Config {
+	k := c.Kafka
+	if c.embedsKafka() {
+		k.Brokers, k.ReplicationFactor = []string{addr}, 1
+	}
+	return k
+}
+
+func (c Config) embeddedKafka() kafka.Config {
+	return kafka.Config{Addr: c.KafkaAddr, Dir: filepath.Join(c.DataDir, "kafka")}
+}
+
+func (c Config) broker(open <-chan struct{}, onDrop func(broker.Drop)) broker.Config {
+	b := broker.DefaultConfig()
+	b.Addr, b.HeartbeatInterval, b.Open, b.OnDrop = c.MQTTAddr, c.MQTTHeartbeat, open, onDrop
+	return b
+}
+
+// bridge returns the configuration of the bridge; dial connects to the embedded broker.
+func (c Config) bridge(k eventlog.Config, dial func(context.Context) (net.Conn, error)) bridge.Config {
+	b := bridge.DefaultConfig()
+	b.Config, b.MQTT, b.Password, b.Cluster = k, c.MQTT, c.MQTTPassword, c.Cluster
+	b.Name, b.SpoolMaxBytes, b.DataDir = c.BridgeName, c.SpoolMaxBytes, filepath.Join(c.DataDir, "bridge")
+	if c.embedsBroker() {
+		b.Dial = dial
+	}
+	return b
+}
+
+func (c Config) materializer(k eventlog.Config) materializer.Config {
+	m := materializer.DefaultConfig()
+	m.Kafka, m.DataDir, m.Allowance, m.CacheSize = k, filepath.Join(c.DataDir, "state"), c.Allowance, c.CacheSize
+	// The consumer group's member keeps its name without a server, too.
+	if m.NoServer = c.StateAddr == ""; !m.NoServer {
+		m.StateAddr = c.StateAddr
+	}
+	return m
+}
+
+func (c Config) query(k eventlog.Config, accounts string) query.Config {
+	q := query.DefaultConfig()
+	q.Config, q.Cluster, q.AccountsFile = k, c.Cluster, accounts
+	q.HTTPAddr, q.GRPCAddr, q.TLS = c.HTTPAddr, c.GRPCAddr, c.TLS
+	q.RateLimit, q.RateBurst, q.StaleAfter = c.RateLimit, c.RateBurst, c.StaleAfter
+	return q
+}
