@@ -22,7 +22,7 @@ type Config struct {
 	Allowance      time.Duration `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
 
 	CheckpointInterval time.Duration `conf:"checkpoint-interval" usage:"time between two checkpoints of a partition that moved"`
-	CacheSize          int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache"`
+	CacheSize          int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache; its write buffers take up to 192 MiB besides"`
 
 	Kafka eventlog.Config
 

@@ -20,6 +20,8 @@ const (
 	maxQueued = 64 << 10
 	// stallPatience is how long all may wait for partitions whose outbox is full, before the others go on without them.
 	stallPatience = time.Second
+	// maxFetchWait bounds how long an idle fetch waits at the broker: a partition that is added meanwhile has to wait for it.
+	maxFetchWait = 250 * time.Millisecond
 )
 
 // fetcher reads client-events and hands the records to the queues of the owned partitions.

@@ -3,7 +3,9 @@ package materializer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -85,7 +87,7 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 		p.apply(&f.facts[i], table)
 	}
 	b := p.parts.store.NewBatch(p.id)
-	for i := range f.entries {
+	for _, i := range f.order {
 		p.writeRow(b, &f.entries[i])
 	}
 	p.meta.Next, p.meta.AppliedMS = next, appliedMS
@@ -138,19 +140,25 @@ func (p *partition) check(r *kgo.Record, f *presence.Fact) *eventlog.DeadLetter 
 }
 
 // readRows reads the rows of all entries in key order.
-func (p *partition) readRows() error {
+func (p *partition) readRows() (err error) {
 	f := &p.folds
+	cursor, err := p.parts.store.NewCursor(p.id)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cursor.Close()) }()
 	for i := range f.entries {
 		f.order = append(f.order, i)
 	}
 	slices.SortFunc(f.order, func(a, b int) int {
-		return cmpStrings(f.entries[a].key, f.entries[b].key)
+		return strings.Compare(f.entries[a].key, f.entries[b].key)
 	})
+	var key []byte
 	for _, i := range f.order {
 		e := &f.entries[i]
 		begin := len(f.arena)
-		var err error
-		if f.arena, e.found, err = p.parts.store.AppendRow(f.arena, p.id, []byte(e.key)); err != nil {
+		key = append(key[:0], e.key...)
+		if f.arena, e.found, err = cursor.AppendRow(f.arena, key); err != nil {
 			return err
 		}
 		if !e.found {
@@ -168,16 +176,6 @@ func (p *partition) readRows() error {
 
 // noVersion is less than any other.
 var noVersion = store.Version{Event: -1, Node: -1}
-
-func cmpStrings(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
 
 // apply folds one fact and notes the transition that it causes.
 func (p *partition) apply(pf *pendingFact, table *nodeTable) {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"sync/atomic"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -182,6 +181,3 @@ func cloneCluster(c *presence.Cluster) *presence.Cluster {
 	}
 	return d
 }
-
-// maxFetchWait bounds how long an idle fetch waits at the broker, so that an idle consumer still hears of the end offset.
-const maxFetchWait = time.Second

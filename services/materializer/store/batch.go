@@ -8,6 +8,9 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
+// maxRetained is the largest buffer of a batch that is kept for the next one.
+const maxRetained = 8 << 20
+
 // Batch collects the changes of one partition that belong together. The first error is kept and returned by Commit.
 type Batch struct {
 	store     *Store
@@ -20,7 +23,7 @@ type Batch struct {
 
 // NewBatch returns an empty batch of a partition. It must be committed or closed.
 func (s *Store) NewBatch(partition int32) *Batch {
-	return &Batch{store: s, partition: partition, b: s.db.NewBatch()}
+	return &Batch{store: s, partition: partition, b: s.db.NewBatch(pebble.WithMaxRetainedSizeBytes(maxRetained))}
 }
 
 func (b *Batch) set(key, value []byte) {
