@@ -82,6 +82,14 @@ func (b *Bridge) Ready(context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Dropped asserts that an embedded broker has dropped count events between two times of this machine's clock, which the bridge will therefore
+// never see.
+func (b *Bridge) Dropped(count int64, from, to time.Time) {
+	for _, c := range b.clusters {
+		c.drop(drops{count: count, fromMS: from.UnixMilli(), toMS: to.UnixMilli()})
+	}
+}
+
 // Run carries events until ctx ends; what Kafka has not taken by then stays in the spool. It returns nil on cancellation, or the error
 // that keeps it from working: a spool that cannot be written, or topics that are not as configured. A broker or a Kafka that
 // cannot be reached is waited for.
@@ -117,7 +125,7 @@ func (b *Bridge) newClient() (*kgo.Client, error) {
 // run starts the outlet first and stops the inlet first.
 func (b *Bridge) run(ctx context.Context, s *spool, client *kgo.Client) error {
 	p := newPipeline(client, s, b.metrics, b.log)
-	p.onDrop = b.onDrop
+	p.onDrop = b.spoolFull
 	p.onDirect = func() {
 		for _, c := range b.clusters {
 			c.askAssert()
@@ -154,9 +162,10 @@ func (b *Bridge) run(ctx context.Context, s *spool, client *kgo.Client) error {
 	}
 }
 
-func (b *Bridge) onDrop(cluster string, d drops) {
+func (b *Bridge) spoolFull(cluster string, d drops) {
 	for _, c := range b.clusters {
 		if c.name == cluster {
+			c.log.Error("the spool is full; facts were dropped: bring kafka back or raise spool-max-bytes", service.KeyCount, d.count)
 			c.drop(d)
 		}
 	}

@@ -43,7 +43,7 @@ type cluster struct {
 	feed      *feed
 	up        bool
 	refusal   error // why the broker refuses the subscription
-	heartbeat bool  // Kafka has a node's heartbeat of this MQTT session
+	heartbeat bool  // a node's heartbeat of this MQTT session is durable
 	epoch     int   // number of the connection
 }
 
@@ -196,6 +196,9 @@ func (c *cluster) subscribed(resumed bool, connectedMS, atMS int64) {
 	gap, loaded := c.feed.fact.GapToMS != before, c.feed.loaded
 	from := c.feed.fact.GapFromMS
 	c.up, c.refusal, c.heartbeat = true, nil, false
+	for _, d := range c.decoders {
+		d.subscribed(atMS)
+	}
 	c.mu.Unlock()
 	c.metrics.connected.WithLabelValues(c.name).Set(1)
 	if gap && loaded {
@@ -216,6 +219,7 @@ func (c *cluster) refused(err error) {
 func (c *cluster) disconnected(lastMS int64) {
 	c.mu.Lock()
 	c.feed.interrupted(lastMS)
+	c.nodes.interrupted(lastMS)
 	c.up, c.heartbeat = false, false
 	c.mu.Unlock()
 	c.metrics.connected.WithLabelValues(c.name).Set(0)
@@ -310,7 +314,7 @@ func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch
 		d.records = append(d.records, eventlog.NodeRecord(f, c.format))
 	}
 	d.settle = func(o outcome) {
-		if beats && o == inKafka {
+		if beats && (o == inKafka || o == inSpool) {
 			c.mu.Lock()
 			c.heartbeat = c.heartbeat || epoch == c.epoch
 			c.mu.Unlock()
@@ -338,12 +342,11 @@ func (c *cluster) deadLetter(m *message, dialect string, why *unreadable) *kgo.R
 	return r
 }
 
-// drop notes what was dropped at the spool's bound.
+// drop notes that facts were dropped.
 func (c *cluster) drop(d drops) {
 	c.mu.Lock()
 	c.feed.dropped(d.count, d.fromMS, d.toMS)
 	c.mu.Unlock()
-	c.log.Error("the spool is full; facts were dropped: bring kafka back or raise spool-max-bytes", service.KeyCount, d.count)
 	c.askAssert()
 }
 
@@ -357,7 +360,7 @@ func (c *cluster) ready(heartbeat bool) error {
 	case !c.up:
 		return fmt.Errorf("cluster %s: not subscribed to the mqtt broker", c.name)
 	case heartbeat && !c.heartbeat:
-		return fmt.Errorf("cluster %s: kafka has no heartbeat of a node yet", c.name)
+		return fmt.Errorf("cluster %s: no node has sent a heartbeat yet", c.name)
 	}
 	return nil
 }

@@ -80,6 +80,8 @@ type decoder interface {
 	decode(m *message) decoded
 	// connected is called after each CONNACK, before the first message of that connection.
 	connected(s sessionStart)
+	// subscribed is called after the first SUBACK of each connection.
+	subscribed(atMS int64)
 }
 
 // sessionStart says what a new MQTT connection continues.

@@ -55,6 +55,8 @@ type emqxDecoder struct {
 
 func (d *emqxDecoder) connected(sessionStart) {}
 
+func (d *emqxDecoder) subscribed(int64) {}
+
 func (d *emqxDecoder) owns(topic string) bool {
 	return topic == emqxRoot || strings.HasPrefix(topic, emqxRoot+"/")
 }

@@ -93,7 +93,7 @@ func (f *feed) recall(logged *presence.NodeFact, saved []byte) error {
 	// The process that wrote it is gone, and its connection with it.
 	f.interrupted(m.CoveredMS)
 	if session != nil {
-		f.session = session
+		f.session, f.broken = session, false
 		f.settle()
 	}
 	return nil
@@ -117,11 +117,9 @@ func (f *feed) interrupted(atMS int64) {
 func (f *feed) subscribed(s subscription) {
 	// Without the log, how long the first of several interruptions lasted is not known.
 	s.resumed = s.resumed && !f.broken
-	f.session, f.broken = &s, false
+	f.session, f.broken = &s, !f.loaded && !s.resumed
 	if f.loaded {
 		f.settle()
-	} else {
-		f.broken = !s.resumed
 	}
 }
 

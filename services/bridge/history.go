@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -13,7 +15,7 @@ import (
 	"github.com/mqtt-presence/presence/libs/service"
 )
 
-// readNodeEvents returns the node facts of all clusters, in order, up to the end of the topic as it is now.
+// readNodeEvents returns the latest node fact of each key, of all clusters, up to the end of the topic as it is now.
 func readNodeEvents(ctx context.Context, cfg eventlog.Config, log *slog.Logger) ([]presence.NodeFact, error) {
 	opts, err := cfg.Opts(log)
 	if err != nil {
@@ -22,7 +24,7 @@ func readNodeEvents(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 	topic := eventlog.TopicNodeEvents
 	client, err := kgo.NewClient(append(opts,
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {0: kgo.NewOffset().AtStart()}}),
-		// Only the control records after the end of the data show that a compacted topic ends in a hole.
+		// The last record before the end may be one.
 		kgo.KeepControlRecords())...)
 	if err != nil {
 		return nil, fmt.Errorf("create the kafka client: %w", err)
@@ -48,7 +50,7 @@ func readNodeEvents(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 }
 
 func consume(ctx context.Context, client *kgo.Client, end int64, log *slog.Logger) ([]presence.NodeFact, error) {
-	var facts []presence.NodeFact
+	latest := map[string]presence.NodeFact{}
 	for next := int64(0); next < end; {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err0(); err != nil {
@@ -68,8 +70,8 @@ func consume(ctx context.Context, client *kgo.Client, end int64, log *slog.Logge
 				log.Warn("a record of the node events cannot be read; going on without it", service.KeyOffset, r.Offset, service.KeyError, err)
 				continue
 			}
-			facts = append(facts, f)
+			latest[string(r.Key)] = f
 		}
 	}
-	return facts, nil
+	return slices.Collect(maps.Values(latest)), nil
 }

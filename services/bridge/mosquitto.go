@@ -69,6 +69,8 @@ func (d *mosquittoDecoder) connected(s sessionStart) {
 	d.live, d.connectedMS = !s.resumed, 0
 }
 
+func (d *mosquittoDecoder) subscribed(atMS int64) { d.stamps.subscribed(atMS) }
+
 func (d *mosquittoDecoder) owns(topic string) bool { return strings.HasPrefix(topic, mosquittoRoot) }
 
 func (d *mosquittoDecoder) decode(m *message) decoded {
@@ -126,7 +128,7 @@ func (d *mosquittoDecoder) line(m *message, level string) decoded {
 	at, text := cutStamp(payload, d.location, m.receivedMS)
 	var order uint32
 	if at != 0 {
-		order = d.stamps.next(at)
+		order = d.stamps.next(at, m.receivedMS)
 		if d.live {
 			d.clock.sample(at, m.receivedMS)
 		}
@@ -184,7 +186,7 @@ func (d *mosquittoDecoder) lifecycle(text string, at int64) decoded {
 	if at <= 0 {
 		return deadLetter(deadTimestamp, "the stamp is before 1970")
 	}
-	s := &signal{dialect: d.dialect(), node: mosquittoNode, ms: at, clockMS: at}
+	s := &signal{dialect: d.dialect(), node: mosquittoNode, ms: at, granularityMS: 1000, clockMS: at}
 	switch {
 	case strings.HasSuffix(rest, " starting"):
 		d.version = parseVersion(rest)
@@ -249,20 +251,35 @@ type stampCounter struct {
 	count   uint32
 	counted bool // the session saw the stamp begin
 	started bool
+	sinceMS int64 // when the subscription began; 0: not yet; -1: lines from before it may come
 }
+
+// firstStampMS is how long after the subscription a line must come so that its stamp began after it: a line is at most a second older than
+// the beginning of its stamp, and takes its time to come.
+const firstStampMS = 2_000
 
 func (c *stampCounter) connected(s sessionStart) {
 	if !s.resumed || !s.complete {
 		*c = stampCounter{}
 	}
+	if s.resumed {
+		c.sinceMS = -1
+	}
+}
+
+func (c *stampCounter) subscribed(atMS int64) {
+	if c.sinceMS == 0 {
+		c.sinceMS = atMS
+	}
 }
 
 // next returns the 1-based ordinal of a line, 0 if the session did not see its stamp begin. A stamp before the latest is one of a clock that
 // was set back: which of its lines came before is not known.
-func (c *stampCounter) next(at int64) uint32 {
+func (c *stampCounter) next(at, receivedMS int64) uint32 {
 	switch {
 	case !c.started:
-		c.started, c.latest, c.counted = true, at, false
+		c.started, c.latest = true, at
+		c.counted = c.sinceMS > 0 && receivedMS >= c.sinceMS+firstStampMS
 	case at > c.latest:
 		c.latest, c.count, c.counted = at, 0, true
 	case at < c.latest:

@@ -30,6 +30,8 @@ type nodes struct {
 	loaded  bool     // the log's node facts are known
 	early   []signal // heartbeats from before; the latest of each node
 
+	// heardMS is when the connection before was last heard: of a single node, the generation that answered it was still there.
+	heardMS int64
 	// Until queuedUntilMS a heartbeat may be one that the broker kept for the session, sent at any time from queuedSinceMS on.
 	queuedSinceMS, queuedUntilMS int64
 }
@@ -69,12 +71,19 @@ func (n *nodes) recall(f *presence.NodeFact) {
 		m.known = true
 		if f.ReceivedMS > m.receivedMS {
 			m.receivedMS, m.uptimeMS, m.clockMS = f.ReceivedMS, f.UptimeMS.Value, f.TimeMS
+			if f.TimeMS == f.ReceivedMS {
+				// The bridge's clock stands for a node's that is not known.
+				m.clockMS = 0
+			}
 		}
 	case presence.NodeGone:
 		m.gone = true
 	case presence.NodeSilent, presence.Feed, presence.NodeUnknown:
 	}
 }
+
+// interrupted is called when a connection has ended that was last heard at atMS.
+func (n *nodes) interrupted(atMS int64) { n.heardMS = atMS }
 
 // resumed is called when a session is resumed whose connection was down from sinceMS to nowMS.
 func (n *nodes) resumed(sinceMS, nowMS int64) {
@@ -162,29 +171,43 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 		return nil
 	}
 	m := n.node(s.node)
-	if s.paired && m.stale(s) {
+	if s.paired && (m.stale(s) || s.clockMS == 0 && m.clockMS != 0) {
+		// Without the clock that the node always tells, an uptime of unknown age proves nothing.
 		return nil
 	}
-	// The claimed boot is never later than the true one, by the granularity, and no earlier than twice that.
 	sentMS := receivedMS
 	if receivedMS < n.queuedUntilMS {
 		sentMS = min(sentMS, n.queuedSinceMS)
 	}
-	bootMS, bootReceivedMS := int64(0), max(sentMS-s.ms-s.granularityMS, 1)
+	// The claimed boot is not later than the true one: an uptime is too large by less than its granularity.
+	bootMS, bootReceivedMS := int64(0), sentMS-s.ms-s.granularityMS
 	if s.clockMS != 0 {
-		bootMS = max(s.clockMS-s.ms-s.granularityMS, 1)
+		bootMS = s.clockMS - s.ms - s.granularityMS
 	}
 	started := m.startedAnew(s, bootMS, bootReceivedMS)
+	if started && m.known && !s.paired && n.heardMS < receivedMS {
+		if late := n.heardMS - bootReceivedMS; late > 0 {
+			bootReceivedMS += late
+			if bootMS != 0 {
+				bootMS += late
+			}
+		}
+	}
 	m.known, m.gone = true, false
 	m.uptimeMS, m.receivedMS, m.clockMS = s.ms, receivedMS, s.clockMS
 
 	f := n.fact(presence.NodeAlive, s.node, s.dialect, s.clockMS, receivedMS)
 	f.UptimeMS = presence.Some(s.ms)
-	f.StartedMS, f.StartedReceivedMS = bootMS, bootReceivedMS
+	f.StartedMS, f.StartedReceivedMS = bootMS, max(bootReceivedMS, 1)
 	if bootMS == 0 {
 		// Without its clock, the bridge's is the best guess at the node's.
-		f.StartedMS = max(receivedMS-s.ms-s.granularityMS, 1)
+		f.StartedMS = receivedMS - s.ms - s.granularityMS
 	}
+	if s.granularityMS > 0 {
+		// Stamps of that granularity are of its beginning.
+		f.StartedMS -= f.StartedMS % s.granularityMS
+	}
+	f.StartedMS = max(f.StartedMS, 1)
 	setNodeID(&f)
 	if !started {
 		return []presence.NodeFact{f}
@@ -214,7 +237,8 @@ func (n *nodes) started(s *signal, receivedMS int64) []presence.NodeFact {
 	m.uptimeMS, m.receivedMS, m.clockMS = 0, receivedMS, s.clockMS
 	f := n.fact(presence.NodeStarted, s.node, s.dialect, s.clockMS, receivedMS)
 	f.UptimeMS = presence.Some(int64(0))
-	f.StartedMS, f.StartedReceivedMS = s.ms, receivedMS
+	// The line may have waited in the session's queue; its stamp, of a whole second, bounds how long.
+	f.StartedMS, f.StartedReceivedMS = s.ms, min(receivedMS, s.ms+s.granularityMS)
 	setNodeID(&f)
 	return []presence.NodeFact{f}
 }

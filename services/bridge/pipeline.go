@@ -396,6 +396,8 @@ func (p *pipeline) spill() error {
 		switch {
 		case d.transient:
 			outcomes[i] = skipped
+		case len(d.records) == 0:
+			outcomes[i] = inSpool
 		case batch.add(d.records, sent):
 			outcomes[i] = inSpool
 			if sent {

@@ -1,0 +1,150 @@
+package bridge
+
+import (
+	"testing"
+	"time"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+// newTestFeed returns a feed of Mosquitto, whose queue holds 20 s, as it is after a first start.
+func newTestFeed(t *testing.T) *feed {
+	t.Helper()
+	f := newFeed("default", "b1", 10*time.Second)
+	f.fact.Dialect = presence.DialectMosquitto20
+	f.subscribed(subscription{connectedMS: 900, subscribedMS: 1000})
+	if _, ok := f.assert(1500); ok {
+		t.Error("asserted before the log was read")
+	}
+	if err := f.recall(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (f *feed) state() coverage {
+	return coverage{f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS}
+}
+
+func wantState(t *testing.T, what string, f *feed, want coverage) {
+	t.Helper()
+	if got := f.state(); got != want {
+		t.Errorf("%s: got %+v, want %+v", what, got, want)
+	}
+}
+
+func TestFeedAcrossConnections(t *testing.T) {
+	f := newTestFeed(t)
+	wantState(t, "first start", f, coverage{CompleteSinceMS: 1000})
+	f.assert(50_000)
+	f.interrupted(51_000)
+	wantState(t, "down", f, coverage{GapFromMS: 51_000})
+	f.subscribed(subscription{resumed: true, connectedMS: 60_000, subscribedMS: 60_100})
+	wantState(t, "resumed in time", f, coverage{CompleteSinceMS: 1000})
+
+	f.interrupted(70_000)
+	f.subscribed(subscription{resumed: true, connectedMS: 89_000, subscribedMS: 89_100})
+	wantState(t, "resumed too late", f, coverage{89_100, 70_000, 89_100})
+
+	f.interrupted(100_000)
+	f.subscribed(subscription{resumed: true, connectedMS: 101_000, subscribedMS: 101_100})
+	wantState(t, "resumed in time after a gap", f, coverage{89_100, 70_000, 89_100})
+
+	f.interrupted(110_000)
+	f.interrupted(112_000)
+	f.subscribed(subscription{resumed: false, connectedMS: 113_000, subscribedMS: 113_100})
+	wantState(t, "a new session", f, coverage{113_100, 110_000, 113_100})
+
+	f.fact.Dialect = presence.DialectEMQX
+	f.interrupted(120_000)
+	f.subscribed(subscription{resumed: true, connectedMS: 120_100, subscribedMS: 120_200})
+	wantState(t, "a dialect of QoS 0", f, coverage{120_200, 120_000, 120_200})
+}
+
+func TestFeedAcrossProcesses(t *testing.T) {
+	before := newTestFeed(t)
+	logged, _ := before.assert(50_000)
+	saved, err := before.save()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func(logged *presence.NodeFact, saved []byte, s subscription) *feed {
+		f := newFeed("default", "b1", 10*time.Second)
+		f.subscribed(s)
+		if err := f.recall(logged, saved); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	inTime := subscription{resumed: true, connectedMS: 60_000, subscribedMS: 60_100}
+	wantState(t, "crash, resumed", again(&logged, saved, inTime), coverage{CompleteSinceMS: 1000})
+	wantState(t, "crash, resumed, the disk lost", again(&logged, nil, inTime), coverage{CompleteSinceMS: 1000})
+	wantState(t, "crash, resumed, the log lost", again(nil, saved, inTime), coverage{CompleteSinceMS: 1000})
+	wantState(t, "crash, new session", again(&logged, saved, subscription{connectedMS: 60_000, subscribedMS: 60_100}), coverage{60_100, 50_000, 60_100})
+	wantState(t, "crash, resumed too late", again(&logged, saved, subscription{resumed: true, connectedMS: 69_000, subscribedMS: 69_100}), coverage{69_100, 50_000, 69_100})
+
+	before.interrupted(51_000)
+	stopped, _ := before.assert(51_500)
+	if saved, err = before.save(); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, "stop, resumed", again(&stopped, saved, inTime), coverage{CompleteSinceMS: 1000})
+	wantState(t, "stop, resumed, the disk lost", again(&stopped, nil, inTime), coverage{60_100, 51_000, 60_100})
+	wantState(t, "stop, new session", again(&stopped, saved, subscription{connectedMS: 60_000, subscribedMS: 60_100}), coverage{60_100, 51_000, 60_100})
+
+	// The log is read only after the connection was lost and made again.
+	f := newFeed("default", "b1", 10*time.Second)
+	f.subscribed(inTime)
+	f.interrupted(61_000)
+	f.subscribed(subscription{resumed: true, connectedMS: 62_000, subscribedMS: 62_100})
+	if err := f.recall(&logged, saved); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, "two connections before the log", f, coverage{62_100, 51_000, 62_100})
+	if f.fact.Dialect != presence.DialectMosquitto20 {
+		t.Errorf("dialect %q is not recalled", f.fact.Dialect)
+	}
+}
+
+func TestFeedDrops(t *testing.T) {
+	f := newTestFeed(t)
+	f.dropped(3, 2000, 4000)
+	f.dropped(2, 4500, 5000)
+	if f.fact.DroppedCount != 5 || f.fact.DroppedFromMS != 2000 || f.fact.DroppedToMS != 5000 {
+		t.Errorf("drops %+v", f.fact)
+	}
+	wantState(t, "incomplete up to the drop", f, coverage{CompleteSinceMS: 5000})
+	c := presence.Cluster{}
+	c.Apply(&f.fact)
+	if from, to, open := c.FeedGap(); !open || from != 2000 || to != 5000 {
+		t.Errorf("gap %d to %d, open %v", from, to, open)
+	}
+	f.dropped(1, 60_000, 60_000)
+	if f.fact.DroppedCount != 6 || f.fact.DroppedFromMS != 60_000 {
+		t.Errorf("later drops %+v", f.fact)
+	}
+
+	f = newFeed("default", "b1", 10*time.Second)
+	f.dropped(7, 100, 200)
+	if err := f.recall(&presence.NodeFact{Kind: presence.Feed, ReceivedMS: 50, CompleteSinceMS: 10, DroppedCount: 4, DroppedFromMS: 1, DroppedToMS: 2}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if f.fact.DroppedCount != 11 || f.fact.DroppedToMS != 200 {
+		t.Errorf("drops before the log was read: %+v", f.fact)
+	}
+}
+
+func TestFeedLost(t *testing.T) {
+	f := newTestFeed(t)
+	f.assert(8000)
+	f.lost(9000)
+	wantState(t, "the broker dropped messages", f, coverage{9000, 8000, 9000})
+}
+
+func TestFeedKeepsItsTime(t *testing.T) {
+	f := newTestFeed(t)
+	f.assert(8000)
+	if fact, _ := f.assert(7000); fact.ReceivedMS != 8000 {
+		t.Errorf("received %d: a clock that was set back hides the fact behind the one before", fact.ReceivedMS)
+	}
+}
