@@ -12,6 +12,7 @@ type progress struct {
 	applied int64 // received time of the latest applied record
 	end     int64 // end offset as Kafka last reported it, -1 before
 	endMS   int64 // when it did
+	caught  int64 // latest report of an end offset that had been reached
 	target  int64 // end offset at the start: ready once it is reached
 	ready   bool
 	changed chan struct{} // closed at the next advance; nil if nobody waits
@@ -19,8 +20,8 @@ type progress struct {
 
 // freshness is one reading of a progress.
 type freshness struct {
-	next, appliedMS, end, endMS int64
-	ready                       bool
+	next, appliedMS, end, endMS, caughtUpMS int64
+	ready                                   bool
 }
 
 // start sets what is known before the first record is applied.
@@ -29,6 +30,14 @@ func (p *progress) start(next, appliedMS, target, nowMS int64) {
 	defer p.mu.Unlock()
 	p.next, p.applied, p.target, p.end, p.endMS = next, appliedMS, target, target, nowMS
 	p.ready = next >= target
+	p.noteCaughtUp()
+}
+
+// noteCaughtUp is called with the lock held, after next or the end offset has changed.
+func (p *progress) noteCaughtUp() {
+	if p.next >= p.end {
+		p.caught = p.endMS
+	}
 }
 
 // advance notes that everything below next is applied and visible.
@@ -37,6 +46,7 @@ func (p *progress) advance(next, appliedMS int64) {
 	defer p.mu.Unlock()
 	p.next, p.applied = next, appliedMS
 	p.ready = p.ready || next >= p.target
+	p.noteCaughtUp()
 	if p.changed != nil {
 		close(p.changed)
 		p.changed = nil
@@ -48,12 +58,13 @@ func (p *progress) sawEnd(end, nowMS int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.end, p.endMS = max(p.end, end), max(p.endMS, nowMS)
+	p.noteCaughtUp()
 }
 
 func (p *progress) read() freshness {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return freshness{next: p.next, appliedMS: p.applied, end: max(p.end, p.next), endMS: p.endMS, ready: p.ready}
+	return freshness{next: p.next, appliedMS: p.applied, end: max(p.end, p.next), endMS: p.endMS, caughtUpMS: p.caught, ready: p.ready}
 }
 
 // wait returns once the record at offset is applied, or false when ctx ends before.

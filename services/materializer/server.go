@@ -47,9 +47,12 @@ func (m *Materializer) StateAddr() net.Addr {
 	return m.listener.Addr()
 }
 
+// maxRequestBytes is beyond the largest batch that query takes, of which one materializer may own all.
+const maxRequestBytes = 16 << 20
+
 // serveGRPC serves StateService, health and reflection until ctx ends.
 func (m *Materializer) serveGRPC(ctx context.Context) error {
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes))
 	presencev1.RegisterStateServiceServer(server, m)
 	checks := health.NewServer()
 	checks.SetServingStatus(presencev1.StateService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)

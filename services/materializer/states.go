@@ -85,7 +85,7 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 		f := seen[id]
 		resp.Partitions = append(resp.Partitions, &presencev1.PartitionFreshness{
 			Partition: id, AppliedOffset: f.next, EndOffset: f.end, AppliedTimeMs: f.appliedMS, EndOffsetTimeMs: f.endMS,
-			NodeAppliedOffset: r.table.next, NodeEndOffset: nodeEnd, Ready: f.ready,
+			NodeAppliedOffset: r.table.next, NodeEndOffset: nodeEnd, Ready: f.ready, CaughtUpTimeMs: f.caughtUpMS,
 		})
 	}
 	resp.Health = healthOf(r.table.cluster(req.GetCluster()))

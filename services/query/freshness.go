@@ -73,7 +73,8 @@ func (c clock) lag(f *presencev1.Freshness, p *presencev1.PartitionFreshness) {
 	f.LagRecords = &records
 	var ms int64
 	if records > 0 {
-		ms = c.ageMS(p.GetAppliedTimeMs())
+		// What is waiting came after the last record applied, and after the last time that nothing was waiting.
+		ms = c.ageMS(max(p.GetAppliedTimeMs(), p.GetCaughtUpTimeMs()))
 		if ms > c.staleAfter.Milliseconds() {
 			f.StaleReasons = append(f.StaleReasons, staleLagging)
 		}

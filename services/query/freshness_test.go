@@ -33,6 +33,9 @@ func TestFreshness(t *testing.T) {
 		{"nothing was ever applied", func(in *input) { in.p.AppliedTimeMs, in.p.AppliedOffset, in.p.EndOffset = 0, 0, 0 }, "", 0, 0, "ok", "ok"},
 		{"a little behind", func(in *input) { in.p.EndOffset = 107 }, "", 7, 1000, "ok", "ok"},
 		{"at the bound", func(in *input) { in.p.EndOffset, in.p.AppliedTimeMs = 107, ago(10*time.Second) }, "", 7, 10_000, "ok", "ok"},
+		{"quiet for long, and one record on its way", func(in *input) {
+			in.p.EndOffset, in.p.AppliedTimeMs, in.p.CaughtUpTimeMs = 101, ago(time.Hour), ago(300*time.Millisecond)
+		}, "", 1, 300, "ok", "ok"},
 		{"too far behind", func(in *input) { in.p.EndOffset, in.p.AppliedTimeMs = 107, ago(10_001*time.Millisecond) }, "lagging", 7, 10_001, "ok", "ok"},
 		{"applied past the end offset last reported", func(in *input) { in.p.EndOffset = 99 }, "", 0, 0, "ok", "ok"},
 		{"end offset unknown", func(in *input) { in.p.EndOffset = -1 }, "lag_unknown", -1, 0, "ok", "ok"},

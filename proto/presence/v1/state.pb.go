@@ -498,9 +498,11 @@ type PartitionFreshness struct {
 	NodeAppliedOffset int64 `protobuf:"varint,6,opt,name=node_applied_offset,json=nodeAppliedOffset,proto3" json:"node_applied_offset,omitempty"`
 	NodeEndOffset     int64 `protobuf:"varint,7,opt,name=node_end_offset,json=nodeEndOffset,proto3" json:"node_end_offset,omitempty"`
 	// False while the partition catches up after a start.
-	Ready         bool `protobuf:"varint,8,opt,name=ready,proto3" json:"ready,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ready bool `protobuf:"varint,8,opt,name=ready,proto3" json:"ready,omitempty"`
+	// When everything that Kafka had reported was applied, for the last time: what is waiting now is younger. 0: never.
+	CaughtUpTimeMs int64 `protobuf:"varint,9,opt,name=caught_up_time_ms,json=caughtUpTimeMs,proto3" json:"caught_up_time_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PartitionFreshness) Reset() {
@@ -587,6 +589,13 @@ func (x *PartitionFreshness) GetReady() bool {
 		return x.Ready
 	}
 	return false
+}
+
+func (x *PartitionFreshness) GetCaughtUpTimeMs() int64 {
+	if x != nil {
+		return x.CaughtUpTimeMs
+	}
+	return 0
 }
 
 // ClusterHealth is the materializer's view of nodes and feeds of the asked cluster.
@@ -924,7 +933,7 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\x10session_expiry_s\x18\t \x01(\rH\x02R\x0esessionExpiryS\x88\x01\x01B\x0f\n" +
 	"\r_keep_alive_sB\x0e\n" +
 	"\f_clean_startB\x13\n" +
-	"\x11_session_expiry_s\"\xbb\x02\n" +
+	"\x11_session_expiry_s\"\xe6\x02\n" +
 	"\x12PartitionFreshness\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12%\n" +
 	"\x0eapplied_offset\x18\x02 \x01(\x03R\rappliedOffset\x12\x1d\n" +
@@ -934,7 +943,8 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\x12end_offset_time_ms\x18\x05 \x01(\x03R\x0fendOffsetTimeMs\x12.\n" +
 	"\x13node_applied_offset\x18\x06 \x01(\x03R\x11nodeAppliedOffset\x12&\n" +
 	"\x0fnode_end_offset\x18\a \x01(\x03R\rnodeEndOffset\x12\x14\n" +
-	"\x05ready\x18\b \x01(\bR\x05ready\"\xb1\x01\n" +
+	"\x05ready\x18\b \x01(\bR\x05ready\x12)\n" +
+	"\x11caught_up_time_ms\x18\t \x01(\x03R\x0ecaughtUpTimeMs\"\xb1\x01\n" +
 	"\rClusterHealth\x12-\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x17.presence.v1.NodeHealthR\x05nodes\x12-\n" +
 	"\x05feeds\x18\x02 \x03(\v2\x17.presence.v1.FeedHealthR\x05feeds\x12&\n" +
