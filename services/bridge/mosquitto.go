@@ -209,6 +209,7 @@ func (d *mosquittoDecoder) fact(m *message, l line, at int64, order uint32) deco
 	if at <= 0 {
 		return deadLetter(deadTimestamp, "the stamp is before 1970")
 	}
+	l.peer = strings.ToValidUTF8(l.peer, replacement)
 	f := presence.Fact{
 		Kind:       presence.Closed,
 		Cluster:    d.cluster,
