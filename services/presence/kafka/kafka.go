@@ -128,7 +128,7 @@ func advertise(a net.Addr) net.Addr {
 	return a
 }
 
-// logger passes kfake's lines to slog; its lines about single requests become debug lines.
+// logger passes kfake's errors to slog. Its warnings are about what tests look for, such as slow or refused requests, and become debug lines.
 type logger struct {
 	log    *slog.Logger
 	errors atomic.Int64
@@ -138,12 +138,8 @@ type logger struct {
 // Logf writes one line.
 func (l *logger) Logf(level kfake.LogLevel, format string, args ...any) {
 	to := slog.LevelDebug
-	switch level {
-	case kfake.LogLevelError:
+	if level == kfake.LogLevelError {
 		to = slog.LevelError
-	case kfake.LogLevelWarn:
-		to = slog.LevelWarn
-	case kfake.LogLevelNone, kfake.LogLevelInfo, kfake.LogLevelDebug:
 	}
 	ctx := context.Background()
 	if to != slog.LevelError && !l.log.Enabled(ctx, to) {
