@@ -80,7 +80,7 @@ func parseArgon(text string) (*argonHash, error) {
 	var rest string
 	n, err := fmt.Sscanf(parts[3]+" end", "m=%d,t=%d,p=%d %s", &h.memory, &h.time, &h.threads, &rest)
 	if n != 4 || err != nil || rest != "end" {
-		return nil, fmt.Errorf("argon2id parameters %q are not of the form m=..,t=..,p=..", parts[3])
+		return nil, fmt.Errorf("argon2id parameters %q are not of the form m=M,t=T,p=P with numbers", parts[3])
 	}
 	switch {
 	case h.time < 1 || h.time > maxArgonTime:
