@@ -1,11 +1,15 @@
 package bridge
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 )
@@ -76,7 +80,7 @@ func TestFactsReachKafka(t *testing.T) {
 	}
 }
 
-// TestAckOnlyWhenDurable has Kafka down and a disk that is the only durable place: an acknowledged message must come back after a restart.
+// TestSpoolWhileKafkaIsDown has the disk as the only durable place: what was acknowledged must reach Kafka after a restart.
 func TestSpoolWhileKafkaIsDown(t *testing.T) {
 	b, k := newBroker(t), newKafka(t)
 	cfg := testConfig(t, b, k)
@@ -117,5 +121,175 @@ func TestSpoolWhileKafkaIsDown(t *testing.T) {
 		}
 		return nil
 	})
+	r.stop(t)
+}
+
+// TestAckOnlyWhenDurable holds Kafka's answer back.
+func TestAckOnlyWhenDurable(t *testing.T) {
+	b, k := newBroker(t), newKafka(t)
+	cfg := testConfig(t, b, k)
+	cfg.HeartbeatInterval, cfg.LeaseDuration = time.Hour, 2*time.Hour
+	r := start(t, cfg)
+	r.waitReady(t)
+	in := k.reader(t)
+	b.open("dev1", 1)
+	in.want(1)
+
+	for _, answered := range []bool{true, false} {
+		release, asked := k.hold()
+		b.open("dev2", 2)
+		<-asked
+		if n := b.unacknowledged(cfg); n != 1 {
+			t.Errorf("%d messages are not acknowledged while kafka has not answered", n)
+		}
+		if answered {
+			release()
+		}
+		// Without an answer the spool takes over, and the broker need not wait.
+		servicetest.Eventually(t, within, func() error {
+			if n := b.unacknowledged(cfg); n != 0 {
+				return fmt.Errorf("%d messages are not acknowledged", n)
+			}
+			return nil
+		})
+		spooled := r.metric(t, "spool_records")
+		if answered != (spooled == 0) {
+			t.Errorf("%v records in the spool, kafka answered: %v", spooled, answered)
+		}
+		release()
+	}
+	// What was in flight has reached Kafka: the spool need not send it again.
+	servicetest.Eventually(t, within, func() error {
+		if got := r.metric(t, "spool_records"); got != 0 {
+			return fmt.Errorf("%v records in the spool", got)
+		}
+		return nil
+	})
+	b.open("dev3", 3)
+	in.want(3)
+	if in.copies != 1 {
+		t.Errorf("%d copies, want the one that was sent twice", in.copies)
+	}
+	r.stop(t)
+}
+
+func TestSpoolBoundIsAsserted(t *testing.T) {
+	b, k := newBroker(t), newKafka(t)
+	cfg := testConfig(t, b, k)
+	cfg.SpoolMaxBytes = minSpoolMaxBytes
+	r := start(t, cfg)
+	r.waitReady(t)
+	b.open("dev1", 1)
+	in := k.reader(t)
+	in.want(1)
+
+	k.down.Store(true)
+	from := time.Now().UnixMilli()
+	const n = 4000
+	for i := range n {
+		b.open(fmt.Sprintf("dev%d", i), int64(1000+i))
+	}
+	servicetest.Eventually(t, within, func() error {
+		if u := b.unacknowledged(cfg); u != 0 {
+			return fmt.Errorf("%d messages are not acknowledged", u)
+		}
+		return nil
+	})
+	dropped := r.metric(t, "dropped_total")
+	if dropped < 1 || r.metric(t, "spool_bytes") > 2*minSpoolMaxBytes {
+		t.Fatalf("%v dropped, %v bytes in the spool", dropped, r.metric(t, "spool_bytes"))
+	}
+	// A crash of the process must not hide it.
+	r.stop(t)
+	r = start(t, cfg)
+	<-r.Subscribed()
+	k.down.Store(false)
+	in.want(1 + n - int(dropped))
+	f := in.feed(func(f presence.NodeFact) bool { return f.DroppedCount > 0 && f.CompleteSinceMS != 0 })
+	if float64(f.DroppedCount) != dropped || f.DroppedFromMS < from || f.DroppedToMS < f.DroppedFromMS || f.CompleteSinceMS < f.DroppedToMS {
+		t.Errorf("%v dropped since %d, the feed says %+v", dropped, from, f)
+	}
+	r.stop(t)
+}
+
+func TestLostConnectionIsAGap(t *testing.T) {
+	b, k := newBroker(t), newKafka(t)
+	cfg := testConfig(t, b, k)
+	r := start(t, cfg)
+	r.waitReady(t)
+	in := k.reader(t)
+	b.open("dev1", 1)
+	in.want(1)
+	before := in.feed(func(f presence.NodeFact) bool { return f.CompleteSinceMS != 0 })
+	b.cut(cfg)
+	after := in.feed(func(f presence.NodeFact) bool { return f.CompleteSinceMS > before.CompleteSinceMS })
+	if after.GapFromMS < before.CompleteSinceMS || after.GapToMS != after.CompleteSinceMS || after.Dialect != presence.DialectEMQX {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+	b.open("dev1", 2)
+	in.want(2)
+	r.stop(t)
+
+	r = start(t, cfg)
+	again := in.feed(func(f presence.NodeFact) bool { return f.CompleteSinceMS > after.CompleteSinceMS })
+	if again.GapFromMS < after.GapToMS || again.GapToMS != again.CompleteSinceMS {
+		t.Errorf("after a restart %+v", again)
+	}
+	r.stop(t)
+}
+
+func TestStopsWithoutKafkaAndBroker(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Brokers, cfg.MQTT.URLs, cfg.DataDir = []string{"127.0.0.1:1"}, []string{"mqtt://127.0.0.1:1"}, t.TempDir()
+	r := start(t, cfg)
+	servicetest.Eventually(t, within, func() error {
+		if err := r.Ready(t.Context()); err == nil || errors.Is(err, errNotStarted) {
+			return fmt.Errorf("ready: %v", err)
+		}
+		return nil
+	})
+	begun := time.Now()
+	r.stop(t)
+	if took := time.Since(begun); took > 3*time.Second {
+		t.Errorf("stopped after %v", took)
+	}
+}
+
+func TestWrongTopicsAreAnError(t *testing.T) {
+	b, k := newBroker(t), newKafka(t)
+	eventlogtest.Ensure(t, k.cfg)
+	cfg := testConfig(t, b, k)
+	cfg.Partitions = 7
+	r := start(t, cfg)
+	select {
+	case err := <-r.done:
+		if !errors.Is(err, eventlog.ErrTopicMismatch) {
+			t.Errorf("run: %v", err)
+		}
+	case <-time.After(within):
+		t.Fatal("the bridge goes on")
+	}
+}
+
+func TestEmbeddedBroker(t *testing.T) {
+	b, k := newBroker(t), newKafka(t)
+	cfg := testConfig(t, nil, k)
+	cfg.Dial = func(context.Context) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go func() { _ = b.server.EstablishConnection("pipe", theirs) }()
+		return ours, nil
+	}
+	r := start(t, cfg)
+	<-r.Subscribed()
+	r.waitReady(t)
+	b.open("dev1", 1)
+	in := k.reader(t)
+	in.want(1)
+	from := time.Now()
+	r.Dropped(3, from, from)
+	f := in.feed(func(f presence.NodeFact) bool { return f.DroppedCount != 0 })
+	if f.DroppedCount != 3 || f.DroppedFromMS != from.UnixMilli() {
+		t.Errorf("feed %+v", f)
+	}
 	r.stop(t)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -105,6 +106,7 @@ type kafka struct {
 	*kfake.Cluster
 	cfg  eventlog.Config
 	down atomic.Bool
+	held atomic.Pointer[held]
 }
 
 func newKafka(t testing.TB) *kafka {
@@ -116,9 +118,25 @@ func newKafka(t testing.TB) *kafka {
 		if k.down.Load() {
 			return nil, errors.New("kafka is down"), true
 		}
+		if h := k.held.Swap(nil); h != nil {
+			k.SleepControl(func() {
+				close(h.asked)
+				<-h.released
+			})
+		}
 		return nil, nil, false
 	})
 	return k
+}
+
+// held is a produce request that gets no answer until it is released.
+type held struct{ asked, released chan struct{} }
+
+// hold holds the next produce request; asked is closed when it has come.
+func (k *kafka) hold() (release func(), asked <-chan struct{}) {
+	h := &held{make(chan struct{}), make(chan struct{})}
+	k.held.Store(h)
+	return sync.OnceFunc(func() { close(h.released) }), h.asked
 }
 
 // running is a bridge that runs.
