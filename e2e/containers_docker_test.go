@@ -203,6 +203,23 @@ func (c *dockerContainer) restart(t *testing.T) {
 	t.Logf("%s is ready again after %.1f s", c.name, time.Since(began).Seconds())
 }
 
+// startOnly starts a container that was killed and does not wait; awaitReady does.
+func (c *dockerContainer) startOnly(t *testing.T) {
+	t.Helper()
+	if _, err := c.d.api.ContainerStart(t.Context(), c.ID, client.ContainerStartOptions{}); err != nil {
+		t.Fatalf("start %s again: %v", c.name, err)
+	}
+}
+
+func (c *dockerContainer) awaitReady(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	if err := c.WaitingFor.WaitUntilReady(ctx, c); err != nil {
+		t.Fatalf("wait for %s: %v", c.name, err)
+	}
+}
+
 // addr returns the address on this machine of a published port.
 func (c *dockerContainer) addr(t *testing.T, port string) string {
 	t.Helper()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -28,11 +29,16 @@ var faults = []struct {
 	{"materializer away past its session", faultMaterializerAway},
 	{"bridge killed under traffic", faultBridgeKilled},
 	{"Kafka restarted under traffic", faultKafkaRestarted},
+	{"bridge killed with a filled spool", faultSpoolKilled},
+	// It leaves every client of the others offline, so it comes last.
+	{"bridge away for too long, broker restarted", faultBridgeAway},
 }
 
 const (
 	// faultPatience bounds the wait for what a fault delays: a session of 10 s that ends, a rebalance, a log to be read.
 	faultPatience = 90 * time.Second
+	// queueExpiry is more than Mosquitto keeps a log line for a session that is away, which is 20 s.
+	queueExpiry = 23 * time.Second
 	// connectEvery is the time between two connects: 50 a second.
 	connectEvery = 20 * time.Millisecond
 	// lifetime is how many connects later a client meets its fate: in another second than it came, since one second's order may be lost
@@ -115,7 +121,7 @@ func (tr *traffic) run(ctx context.Context, addr, prefix string) error {
 func (tr *traffic) more(t *testing.T, n int64) {
 	t.Helper()
 	goal := tr.connected.Load() + n
-	servicetest.Eventually(t, patience, func() error {
+	servicetest.Eventually(t, faultPatience, func() error {
 		if got := tr.connected.Load(); got < goal {
 			return fmt.Errorf("%d clients have connected, waiting for %d", got, goal)
 		}
@@ -277,6 +283,65 @@ func faultKafkaRestarted(t *testing.T, s *split, tgt Target) {
 	tr.finish(t)
 	tr.expect(t, tgt, losses{})
 	expectWholeFeed(t, tgt)
+}
+
+// faultSpoolKilled takes Kafka away, and then the bridge with what only its disk has. The bridge comes back before Kafka does: the broker's
+// queue does not wait for it.
+func faultSpoolKilled(t *testing.T, s *split, tgt Target) {
+	tr := startTraffic(t, tgt, "spool-killed")
+	tr.more(t, 150)
+	s.kafka.kill(t)
+	tr.more(t, 100)
+	s.bridge.kill(t)
+	tr.more(t, 50)
+	s.bridge.startOnly(t)
+	tr.more(t, 50)
+	s.kafka.restart(t)
+	s.bridge.awaitReady(t)
+	tr.more(t, 50)
+	tr.finish(t)
+	tr.expect(t, tgt, losses{doubts: 1, copies: true})
+	expectWholeFeed(t, tgt)
+}
+
+// faultBridgeAway keeps the bridge away for longer than the broker keeps its log lines: what was lost cannot be known, so no answer may be
+// sure of itself. A new generation of the broker, which ends every connection, makes the answers whole again.
+func faultBridgeAway(t *testing.T, s *split, tgt Target) {
+	const left, stayed, after = "bridge-away-left", "bridge-away-stayed", "bridge-away-after"
+	c := connect(t, tgt, left)
+	connect(t, tgt, stayed)
+	tgt.expectOnline(t, left)
+	tgt.expectOnline(t, stayed)
+	tr := startTraffic(t, tgt, "bridge-away")
+	s.bridge.kill(t)
+	must(t, c.disconnect())
+	tr.more(t, int64(queueExpiry/connectEvery))
+	tr.finish(t)
+	s.bridge.restart(t)
+	for _, id := range []string{left, stayed, "scenario-disconnect"} {
+		servicetest.Eventually(t, patience, func() error {
+			a, err := tgt.asker.ask(t.Context(), id)
+			if err != nil {
+				return err
+			}
+			if f := a.GetFreshness(); !f.GetStale() || f.GetFeed() != "gap" || !slices.Contains(f.GetStaleReasons(), "feed_gap") {
+				return fmt.Errorf("client %q is %s with freshness %v, while log lines were lost", id, a.GetStatus(), f)
+			}
+			return nil
+		})
+	}
+	must(t, connect(t, tgt, left).disconnect())
+	tgt.expectOffline(t, left)
+
+	s.broker.stop(t)
+	s.broker.restart(t)
+	tgt.expect(t, stayed, "offline", presence.NodeRestarted.String())
+	tgt.expectOffline(t, left)
+	expectWholeFeed(t, tgt)
+	c = connect(t, tgt, after)
+	tgt.expectOnline(t, after)
+	must(t, c.disconnect())
+	tgt.expectOffline(t, after)
 }
 
 // expectWholeFeed waits until answers are fresh, and nothing is said to be missing.

@@ -51,10 +51,11 @@ func startSplit(t *testing.T) *split {
 	d := newDocker(t)
 	s := &split{}
 	s.startKafka(d)
+	mqtt := freePort(t)
 	s.broker = d.start(spec{
 		name: "broker", image: cmp.Or(os.Getenv("PRESENCE_E2E_MOSQUITTO_IMAGE"), mosquittoImage),
 		files: []testcontainers.ContainerFile{{HostFilePath: "images/compose/mosquitto.conf", ContainerFilePath: "/mosquitto/config/mosquitto.conf", FileMode: 0o644}},
-		ports: []string{mqttPort}, ready: wait.ForListeningPort(mqttPort),
+		ports: []string{mqttPort}, fixed: map[string]int{mqttPort: mqtt}, ready: wait.ForListeningPort(mqttPort),
 	})
 	s.bridge = d.start(service("bridge", "bridge", map[string]string{
 		"PRESENCE_MQTT_URL":                 "mqtt://broker:1883",
@@ -120,7 +121,7 @@ func service(name, binary string, env map[string]string) spec {
 	return spec{name: name, image: serviceImage(binary), env: env, ports: []string{adminPort}, ready: wait.ForHTTP("/readyz").WithPort(adminPort)}
 }
 
-// target returns how its users reach it. The ports of restarted containers change, but these are not restarted, and Kafka's is fixed.
+// target returns how its users reach it. The ports of restarted containers change, but query is not restarted, and the others' are fixed.
 func (s *split) target(t *testing.T) Target {
 	t.Helper()
 	kafka := eventlog.DefaultConfig()
