@@ -1,8 +1,10 @@
 package materializer
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -16,14 +18,13 @@ import (
 // changelogSilence is how long the changelog may be silent before its end, which is known to be there.
 const changelogSilence = 30 * time.Second
 
-// catchUpChangelog reads what was published to client-state since this store last had it, at most by others that owned the partition
-// meanwhile, and from the beginning if there are no rows. A record that is newer than its row replaces it. The former publisher is
-// fenced before, so that the end stands.
+// catchUpChangelog reads what was published to client-state since this store last had it, by others that owned the partition meanwhile or
+// just before a crash, and from the beginning if there are no rows. The former publisher is fenced before, so that the end stands.
 //
-// What was folded here but not published, and what others published of the same facts, agree by their versions: an unpublished record is
-// dropped if its client has one of that version or a later one. A replaced row lacks facts that were folded here and that its record does
-// not hold, so the offset goes back to the first of them; to the latest checkpoint at most, up to which all states are published. Facts
-// that a row holds are passed over, see fold.
+// What is published is the truth: a record that is newer than its row replaces it, and what was folded here but not published gives way,
+// client by client, where others published something else. A replaced row lacks facts that were folded here and that its record does not
+// hold, so the offset goes back to the first of them; to the latest checkpoint at most, up to which all states are published. Facts that
+// a row holds are passed over, see fold.
 func (p *partition) catchUpChangelog(ctx context.Context, found bool, first int64) error {
 	next, err := p.parts.store.Changelog(p.id)
 	if err != nil {
@@ -33,7 +34,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, found bool, first int6
 	if err != nil {
 		return err
 	}
-	m := &merge{p: p, found: found, newest: map[string]store.Version{}}
+	m := &merge{p: p, found: found, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
 	if next < end && start < end {
 		if err := m.loadUnpublished(); err != nil {
 			return err
@@ -42,19 +43,18 @@ func (p *partition) catchUpChangelog(ctx context.Context, found bool, first int6
 			return err
 		}
 	}
-	if m.replaced > 0 {
-		p.log.Info("rows restored from client-state", service.KeyCount, m.replaced)
+	b := p.parts.store.NewBatch(p.id)
+	if err := m.settle(b); err != nil {
+		return closeBatch(b, err)
 	}
 	if p.meta.Next = max(p.meta.Next, m.checkpoint); p.meta.Next == 0 {
 		p.meta.Next = first
 	}
-	p.meta.Checkpoint = max(p.meta.Checkpoint, m.checkpoint)
-	b := p.parts.store.NewBatch(p.id)
-	for _, e := range m.superseded() {
-		b.DeleteOutbox(e.Seq, e.Seq)
-	}
 	b.PutChangelog(max(next, end))
 	b.PutMeta(&p.meta)
+	if m.replaced > 0 {
+		p.log.Info("rows restored from client-state", service.KeyCount, m.replaced)
+	}
 	return b.Commit()
 }
 
@@ -64,9 +64,9 @@ type merge struct {
 	found      bool  // there are rows that were folded here
 	checkpoint int64 // largest checkpoint seen
 	replaced   int
-	// unpublished is the outbox, newest the newest version on the topic of the clients in it.
-	unpublished []unpublished
-	newest      map[string]store.Version
+	// unpublished is the outbox by key, newest the newest record of the topic of each of its clients.
+	unpublished map[string][]unpublished
+	newest      map[string]record
 	row         store.Row
 	value       []byte
 	state       []byte
@@ -77,27 +77,48 @@ type unpublished struct {
 	version store.Version
 }
 
+type record struct {
+	state *eventlog.ClientState
+	value []byte
+}
+
 func (m *merge) loadUnpublished() error {
 	return m.p.parts.store.Outbox(m.p.id, func(e store.Entry) error {
 		var s eventlog.ClientState
 		if err := eventlog.DecodeClientState(recordOf(&e.Message, m.p.id), &s); err != nil {
 			return fmt.Errorf("read entry %d of the outbox of partition %d: %w", e.Seq, m.p.id, err)
 		}
-		m.unpublished = append(m.unpublished, unpublished{Entry: e, version: versionOf(&s)})
-		m.newest[string(e.Key)] = noVersion
+		m.unpublished[string(e.Key)] = append(m.unpublished[string(e.Key)], unpublished{Entry: e, version: versionOf(&s)})
 		return nil
 	})
 }
 
-// superseded returns the entries of the outbox that the topic already has, or has something newer for.
-func (m *merge) superseded() []unpublished {
-	var out []unpublished
-	for _, u := range m.unpublished {
-		if v := m.newest[string(u.Key)]; !v.Less(u.version) {
-			out = append(out, u)
+// settle decides what becomes of the outbox. A client's entries up to the newest record of the topic are dropped if that record is one of
+// them: it was published before a crash. If it is none, others published it, and all entries of the client give way.
+func (m *merge) settle(b *store.Batch) error {
+	for key, n := range m.newest {
+		entries := m.unpublished[key]
+		own := slices.IndexFunc(entries, func(u unpublished) bool { return bytes.Equal(u.Value, n.value) })
+		if own < 0 {
+			own = len(entries) - 1
+			if err := m.replace(b, []byte(key), n.state, true); err != nil {
+				return err
+			}
+		}
+		for _, u := range entries[:own+1] {
+			b.DeleteOutbox(u.Seq, u.Seq)
 		}
 	}
-	return out
+	// A checkpoint that was not published may claim what gave way.
+	for _, u := range m.unpublished[eventlog.CheckpointKey] {
+		if m.replaced > 0 || u.version.Event <= m.checkpoint {
+			b.DeleteOutbox(u.Seq, u.Seq)
+		}
+	}
+	if m.replaced > 0 {
+		m.p.meta.Checkpoint = m.checkpoint
+	}
+	return nil
 }
 
 func versionOf(s *eventlog.ClientState) store.Version {
@@ -148,7 +169,7 @@ func (m *merge) read(ctx context.Context, from, end int64) error {
 
 // apply replaces the rows that have newer records. If a crash leaves the reading unfinished, it is done again.
 func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
-	latest := map[string]*eventlog.ClientState{}
+	latest := map[string]record{}
 	var poison []*eventlog.DeadLetter
 	for _, r := range records {
 		if r.Attrs.IsControl() || r.Value == nil {
@@ -161,23 +182,22 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 		}
 		if s.Checkpoint {
 			m.checkpoint = max(m.checkpoint, s.EventOffset)
+			continue
 		}
-		if old := latest[string(r.Key)]; old == nil || versionOf(old).Less(versionOf(s)) {
-			latest[string(r.Key)] = s
+		to := latest
+		if m.unpublished[string(r.Key)] != nil {
+			to = m.newest
+		}
+		if old, ok := to[string(r.Key)]; !ok || versionOf(old.state).Less(versionOf(s)) {
+			to[string(r.Key)] = record{state: s, value: r.Value}
 		}
 	}
 	if err := m.p.parts.dead.send(ctx, poison); err != nil {
 		return err
 	}
 	b := m.p.parts.store.NewBatch(m.p.id)
-	for key, s := range latest {
-		if old, ok := m.newest[key]; ok && old.Less(versionOf(s)) {
-			m.newest[key] = versionOf(s)
-		}
-		if s.Checkpoint {
-			continue
-		}
-		if err := m.replace(b, []byte(key), s); err != nil {
+	for key, n := range latest {
+		if err := m.replace(b, []byte(key), n.state, false); err != nil {
 			return closeBatch(b, err)
 		}
 	}
@@ -188,8 +208,8 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 	return b.Commit()
 }
 
-// replace writes the row of a record unless the store has one of that version or a later one.
-func (m *merge) replace(b *store.Batch, key []byte, s *eventlog.ClientState) error {
+// replace writes the row of a record, if it is newer than the one in the store or if it is to win anyway.
+func (m *merge) replace(b *store.Batch, key []byte, s *eventlog.ClientState, wins bool) error {
 	value, found, err := m.p.parts.store.AppendRow(m.value[:0], m.p.id, key)
 	m.value = value
 	if err != nil {
@@ -200,7 +220,7 @@ func (m *merge) replace(b *store.Batch, key []byte, s *eventlog.ClientState) err
 		if _, err := m.row.Decode(value); err != nil {
 			return err
 		}
-		if !m.row.Latest.Less(version) {
+		if !wins && !m.row.Latest.Less(version) {
 			return nil
 		}
 		if m.row.Dirty {

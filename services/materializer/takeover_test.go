@@ -181,11 +181,12 @@ func TestPartitionsMoveAndComeBack(t *testing.T) {
 	}
 }
 
-// Random histories, cut by crashes: the store loses what was not synced, or is lost whole, or comes back from an older time while its
-// former owner went on publishing. Whatever happens, the rows are the fold of all facts, and the published records are in order, chained
-// and complete.
+// Random histories, cut by crashes. There are several stores, as of several machines: each round one of them, or an empty one, owns all
+// partitions, and some rounds publish nothing before they end, so that what they folded and what later rounds publish part ways. Stores
+// lose what was not synced, or come back from an older time. Whatever happens, the published records are in order, chained and
+// complete, and say what the fold of all facts says.
 func TestCrashes(t *testing.T) {
-	seeds := []uint64{1, 2, 3}
+	seeds := []uint64{1, 2, 3, 4}
 	if s, err := strconv.ParseUint(os.Getenv("TEST_SEED"), 10, 64); err == nil {
 		seeds = []uint64{s}
 	}
@@ -199,18 +200,32 @@ func TestCrashes(t *testing.T) {
 
 func crashes(t *testing.T, r *rand.Rand) {
 	l := newLog(t)
-	fs := vfs.NewCrashableMem()
+	// While the gate is shut, no transaction is committed.
+	var gate atomic.Pointer[chan struct{}]
+	l.cluster.ControlKey(int16(kmsg.EndTxn), func(kmsg.Request) (kmsg.Response, error, bool) {
+		l.cluster.KeepControl()
+		if g := gate.Load(); g != nil {
+			l.cluster.SleepControl(func() { <-*g })
+		}
+		return nil, nil, false
+	})
+	stores := []*vfs.MemFS{vfs.NewCrashableMem()}
 	var all []presence.Fact
 	var cluster presence.Cluster
 	w := world{r: r}
-	for round := range 8 {
+	for range 10 {
+		if r.IntN(4) == 0 {
+			stores = append(stores, vfs.NewCrashableMem())
+		}
+		i := r.IntN(len(stores))
+		fs := stores[i]
 		cfg := l.config(fs)
 		cfg.CheckpointInterval = 20 * time.Millisecond
-		m := l.start(cfg)
-		if r.IntN(3) > 0 {
-			m.ready()
+		m := l.start(cfg).ready()
+		shut := make(chan struct{})
+		if r.IntN(3) == 0 {
+			gate.Store(&shut)
 		}
-		var old *vfs.MemFS
 		for range r.IntN(12) {
 			if facts := w.facts(); len(facts) > 0 {
 				all = append(all, facts...)
@@ -224,29 +239,24 @@ func crashes(t *testing.T, r *rand.Rand) {
 			if r.IntN(3) == 0 {
 				m.caughtUp(l)
 			}
-			if r.IntN(6) == 0 {
-				old = fs.CrashClone(vfs.CrashCloneCfg{})
+			if r.IntN(8) == 0 {
+				stores = append(stores, fs.CrashClone(vfs.CrashCloneCfg{}))
 			}
 		}
-		if round%2 == 0 {
+		if r.IntN(2) == 0 {
 			m.caughtUp(l)
 		}
 		cut := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: r})
 		if err := m.stop(); err != nil {
 			t.Fatalf("run: %v", err)
 		}
-		switch r.IntN(4) {
-		case 0: // a clean stop
-		case 1:
-			fs = cut
-		case 2:
-			fs = vfs.NewCrashableMem()
-		case 3:
-			if old != nil {
-				fs = old
-			}
+		gate.Store(nil)
+		close(shut)
+		if r.IntN(2) == 0 {
+			stores[i] = cut
 		}
 	}
+	fs := stores[r.IntN(len(stores))]
 	m := l.start(l.config(fs)).ready()
 	m.published(l)
 	servicetest.Eventually(t, patience, func() error {
