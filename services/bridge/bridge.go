@@ -165,7 +165,6 @@ func (b *Bridge) run(ctx context.Context, s *spool, client *kgo.Client) error {
 func (b *Bridge) spoolFull(cluster string, d drops) {
 	for _, c := range b.clusters {
 		if c.name == cluster {
-			c.log.Error("the spool is full; facts were dropped: bring kafka back or raise spool-max-bytes", service.KeyCount, d.count)
 			c.drop(d)
 		}
 	}

@@ -18,6 +18,8 @@ import (
 const (
 	// nodeTick is how often heartbeats that wait for their other half are looked at.
 	nodeTick = 250 * time.Millisecond
+	// dropLogInterval is the time between two log lines about drops.
+	dropLogInterval = 10 * time.Second
 	// maxDeadPayload bounds what a dead letter keeps of a payload, below what Kafka takes by default.
 	maxDeadPayload = 512 << 10
 )
@@ -45,6 +47,8 @@ type cluster struct {
 	refusal   error // why the broker refuses the subscription
 	heartbeat bool  // a node's heartbeat of this MQTT session is durable
 	epoch     int   // number of the connection
+
+	dropLogged time.Time
 }
 
 func newCluster(c ClusterConfig, cfg *Config, m *metrics, log *slog.Logger) (*cluster, error) {
@@ -346,7 +350,14 @@ func (c *cluster) deadLetter(m *message, dialect string, why *unreadable) *kgo.R
 func (c *cluster) drop(d drops) {
 	c.mu.Lock()
 	c.feed.dropped(d.count, d.fromMS, d.toMS)
+	total, log := c.feed.fact.DroppedCount, time.Since(c.dropLogged) > dropLogInterval
+	if log {
+		c.dropLogged = time.Now()
+	}
 	c.mu.Unlock()
+	if log {
+		c.log.Error("events were dropped because the spool, or the embedded broker's queue, is full: bring kafka back or raise the bound", service.KeyCount, total)
+	}
 	c.askAssert()
 }
 

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,12 +29,14 @@ const (
 	sessionExpiryS   = 3600
 	receiveMaximum   = 2048
 	connectTimeout   = 10 * time.Second
-	subscribeRetry   = 5 * time.Second
+	subscribeRetry   = 50 * time.Millisecond // doubled with each attempt
+	subscribeRetries = 7                     // after which it stays as it is
 	maxBackoff       = 5 * time.Second
 	shortConnection  = 5 * time.Second
 	poisonedAfter    = 5 // short connections of a resumed session, one after the other
 	reasonTakenOver  = 0x8E
 	reasonSubRefused = 0x80
+	reasonIDInUse    = 0x91
 )
 
 // receiver is what a session hands its events to. Calls come one at a time, except subscribed and refused.
@@ -188,7 +191,7 @@ func (s *mqttSession) onUp(ctx context.Context, manager *autopaho.ConnectionMana
 func (s *mqttSession) subscribe(ctx context.Context, manager *autopaho.ConnectionManager, resumed bool, connected time.Time) {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
-	for {
+	for attempt := 0; ; attempt++ {
 		select {
 		case <-ctx.Done():
 			return
@@ -202,9 +205,9 @@ func (s *mqttSession) subscribe(ctx context.Context, manager *autopaho.Connectio
 			s.to.subscribed(resumed, connected.UnixMilli(), time.Now().UnixMilli())
 			return
 		}
-		s.log.Error("cannot subscribe to the broker's events; trying again", service.KeyError, err)
+		s.log.Warn("cannot subscribe to the broker's events; trying again", service.KeyError, err)
 		s.to.refused(err)
-		retry.Reset(subscribeRetry)
+		retry.Reset(subscribeRetry << min(attempt, subscribeRetries))
 	}
 }
 
@@ -219,25 +222,34 @@ func (s *mqttSession) trySubscribe(ctx context.Context, manager *autopaho.Connec
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	granted := false
-	var refusals []error
-	for i, code := range answer.Reasons {
-		if i >= len(s.filters) {
-			break
-		}
-		f := s.filters[i]
-		if code < reasonSubRefused {
+	refused := map[byte][]string{}
+	for i, f := range s.filters {
+		switch {
+		case i >= len(answer.Reasons):
+			return fmt.Errorf("subscribe to %d filters: the broker answers for %d", len(s.filters), len(answer.Reasons))
+		case answer.Reasons[i] < reasonSubRefused:
 			granted = granted || f.events
-			continue
+		default:
+			refused[answer.Reasons[i]] = append(refused[answer.Reasons[i]], f.topic)
 		}
-		refusals = append(refusals, fmt.Errorf("the broker refuses %s with reason 0x%02X; allow client %q to subscribe to it", f.topic, code, s.clientID))
 	}
-	if granted {
-		for _, r := range refusals {
-			s.log.Warn("subscribed in part", service.KeyError, r)
-		}
+	if len(refused) == 0 {
 		return nil
 	}
-	return errors.Join(refusals...)
+	var errs []error
+	for code, topics := range refused {
+		hint := fmt.Sprintf("allow client %q to subscribe to it", s.clientID)
+		if code == reasonIDInUse {
+			// Some brokers share the identifiers of their own messages with the client's: the next one is free.
+			hint = "the packet identifier is in use"
+		}
+		errs = append(errs, fmt.Errorf("the broker refuses %s with reason 0x%02X: %s", strings.Join(topics, ", "), code, hint))
+	}
+	if err := errors.Join(errs...); !granted || len(refused[reasonIDInUse]) > 0 {
+		return err
+	}
+	s.log.Warn("subscribed in part", service.KeyError, errors.Join(errs...))
+	return nil
 }
 
 func (s *mqttSession) onPublish(p paho.PublishReceived) (bool, error) {
