@@ -114,8 +114,12 @@ func (b *Bridge) newClient() (*kgo.Client, error) {
 		return nil, err
 	}
 	opts = append(opts, b.cfg.ProducerOpts()...)
-	// The pipeline bounds what is in flight; what it sends from the spool comes on top.
-	client, err := kgo.NewClient(append(opts, kgo.MaxBufferedRecords(4*(maxInFlight+drainBytes/64)))...)
+	client, err := kgo.NewClient(append(opts,
+		// The pipeline bounds what is in flight; what it sends from the spool comes on top.
+		kgo.MaxBufferedRecords(4*(maxInFlight+drainBytes/64)),
+		// The spool grows until a Kafka that is back is found.
+		kgo.MetadataMinAge(kafkaRetry),
+		kgo.RetryBackoffFn(func(fails int) time.Duration { return min(100*time.Millisecond<<min(fails, 10), kafkaRetry) }))...)
 	if err != nil {
 		return nil, fmt.Errorf("create the kafka client: %w", err)
 	}
