@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ type cluster struct {
 	refusal   error // why the broker refuses the subscription
 	heartbeat bool  // a node's heartbeat of this MQTT session is durable
 	epoch     int   // number of the connection
+	heardMS   int64 // when the connection before was last heard; 0: there was none
 
 	dropLogged time.Time
 }
@@ -184,12 +186,12 @@ func (c *cluster) connected(resumed bool, atMS int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.epoch++
-	start := sessionStart{resumed: resumed, complete: c.feed.complete(resumed, atMS)}
+	start := sessionStart{resumed: resumed, complete: c.feed.complete(resumed, c.heardMS, atMS)}
 	for _, d := range c.decoders {
 		d.connected(start)
 	}
 	if resumed {
-		c.nodes.resumed(c.feed.coveredMS, atMS)
+		c.nodes.resumed(cmp.Or(c.heardMS, c.feed.coveredMS), atMS)
 	}
 }
 
@@ -224,6 +226,7 @@ func (c *cluster) disconnected(lastMS int64) {
 	c.mu.Lock()
 	c.feed.interrupted(lastMS)
 	c.nodes.interrupted(lastMS)
+	c.heardMS = lastMS
 	c.up, c.heartbeat = false, false
 	c.mu.Unlock()
 	c.metrics.connected.WithLabelValues(c.name).Set(0)

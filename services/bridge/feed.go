@@ -126,7 +126,7 @@ func (f *feed) subscribed(s subscription) {
 // settle decides whether the subscription continues the one before.
 func (f *feed) settle() {
 	s := f.session
-	if f.complete(s.resumed, s.connectedMS) && f.before.CompleteSinceMS != 0 {
+	if f.complete(s.resumed, f.coveredMS, s.connectedMS) && f.before.CompleteSinceMS != 0 {
 		f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = f.before.CompleteSinceMS, f.before.GapFromMS, f.before.GapToMS
 	} else {
 		f.fact.CompleteSinceMS = s.subscribedMS
@@ -141,10 +141,11 @@ func (f *feed) settle() {
 // expiryMarginMS is kept from the broker's expiry of queued events: the session's queue takes its time to drain.
 const expiryMarginMS = 2_000
 
-// complete reports whether a session that was resumed at connectedMS has kept every event since the last sign of the connection before.
-func (f *feed) complete(resumed bool, connectedMS int64) bool {
+// complete reports whether a session that was resumed at connectedMS has kept every event since lastMS, when the connection before was last
+// heard; 0 if that is not known.
+func (f *feed) complete(resumed bool, lastMS, connectedMS int64) bool {
 	d := dialectByName(f.fact.Dialect)
-	return resumed && d != nil && f.coveredMS != 0 && connectedMS-f.coveredMS+expiryMarginMS <= d.queueExpiry.Milliseconds()
+	return resumed && d != nil && lastMS != 0 && connectedMS-lastMS+expiryMarginMS <= d.queueExpiry.Milliseconds()
 }
 
 // lost is called when the broker says that it dropped messages to the bridge: the subscription is complete only from then on.

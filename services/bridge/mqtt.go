@@ -259,7 +259,7 @@ func (s *mqttSession) onPublish(p paho.PublishReceived) (bool, error) {
 		return true, nil
 	}
 	ticket, redelivered := s.acks.receive(p.Packet)
-	s.to.received(m, redelivered, func() {}); s.acks.settle(ticket)
+	s.to.received(m, redelivered, func() { s.acks.settle(ticket) })
 	return true, nil
 }
 
@@ -338,7 +338,7 @@ func (s *ackedState) receive(p *paho.Publish) (t ticket, redelivered bool) {
 	defer s.mu.Unlock()
 	last, seen := s.unsettled[p.PacketID]
 	s.unsettled[p.PacketID] = s.epoch
-	return ticket{s.epoch, &packets.Publish{PacketID: p.PacketID, QoS: p.QoS}}, p.Duplicate() && seen && last < s.epoch && false
+	return ticket{s.epoch, &packets.Publish{PacketID: p.PacketID, QoS: p.QoS}}, p.Duplicate() && seen && last < s.epoch
 }
 
 // settle acknowledges a message, unless its connection is gone: the broker will deliver it again.
