@@ -536,6 +536,62 @@ func TestBridgeReconnects(t *testing.T) {
 	}
 }
 
+// TestWindow leaves as many messages unacknowledged as the bridge allows, and no more.
+func TestWindow(t *testing.T) {
+	r := start(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	pipe, err := r.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const window, clients = 5, 60
+	b := newConn(t, pipe, 5)
+	b.connect(connectOptions{id: "bridge", resume: true, sessionExpiry: 60, receiveMaximum: window})
+	b.subscribe(1, "$SYS/brokers/+/clients/#")
+	close(r.open)
+	for i := range clients {
+		dial(t, r.addr, 4).connect(connectOptions{id: fmt.Sprintf("c%d", i)})
+	}
+	var unacknowledged []uint16
+	for range clients {
+		unacknowledged = append(unacknowledged, b.mustRead(packets.Publish).PacketID)
+		if len(unacknowledged) < window {
+			continue
+		}
+		if err := pipe.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.r.Peek(1); err == nil {
+			t.Fatalf("a message came while %d were unacknowledged", window)
+		}
+		for _, id := range unacknowledged {
+			b.write(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: id})
+		}
+		unacknowledged = nil
+	}
+}
+
+// TestNoSendQuota delivers more than a client's Receive Maximum: with its send quota on, mochi can hang for ever.
+func TestNoSendQuota(t *testing.T) {
+	r := ready(t, nil)
+	c := dial(t, r.addr, 5)
+	c.connect(connectOptions{id: "c", receiveMaximum: 1})
+	c.subscribe(1, "t")
+	for range 3 {
+		c.publish("t", 1)
+	}
+	for got := 0; got < 3; {
+		pk, err := c.read()
+		if err != nil {
+			t.Fatalf("after %d messages: %v", got, err)
+		}
+		if pk.FixedHeader.Type == packets.Publish {
+			got++
+		}
+	}
+}
+
 // TestDrops fills the queue while the bridge acknowledges nothing.
 func TestDrops(t *testing.T) {
 	drops := make(chan broker.Drop, 1000)

@@ -127,6 +127,8 @@ type connectOptions struct {
 	keepAlive     uint16
 	sessionExpiry uint32
 	willTopic     string
+
+	receiveMaximum uint16
 }
 
 func (c *mqttConn) sendConnect(o connectOptions) packets.Packet {
@@ -149,6 +151,7 @@ func (c *mqttConn) sendConnect(o connectOptions) packets.Packet {
 		pk.Properties.SessionExpiryInterval = o.sessionExpiry
 		pk.Properties.SessionExpiryIntervalFlag = true
 	}
+	pk.Properties.ReceiveMaximum = o.receiveMaximum
 	c.write(pk)
 	return c.mustRead(packets.Connack)
 }

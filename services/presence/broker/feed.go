@@ -14,7 +14,8 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
-// feedWindow is how many messages the bridge may leave unacknowledged. It is below every limit at which mochi drops or reorders.
+// feedWindow is how many messages the bridge may leave unacknowledged, if it does not ask for fewer. It is below every limit at which mochi
+// drops or reorders.
 const feedWindow = 4096
 
 // message is one MQTT message of the feed.
@@ -141,11 +142,8 @@ func (f *feed) room() bool {
 	if s == nil {
 		return false
 	}
-	window := feedWindow
-	if m := int(s.Properties.Props.ReceiveMaximum); m > 0 {
-		window = min(window, m)
-	}
-	return s.State.Inflight.Len() < window
+	c, ok := s.Net.Conn.(*feedConn)
+	return ok && s.State.Inflight.Len() < c.window
 }
 
 // idle says whether all that was queued has been acknowledged, or nobody is there to do so.
@@ -182,11 +180,29 @@ func (*feedHook) ID() string { return "presence-feed" }
 // Provides lists the calls that mochi makes.
 func (*feedHook) Provides(call byte) bool {
 	switch call {
-	case mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished, mqtt.OnSubscribe, mqtt.OnPacketEncode,
-		mqtt.OnSubscribed, mqtt.OnQosComplete, mqtt.OnDisconnect:
+	case mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished, mqtt.OnSubscribe,
+		mqtt.OnPacketEncode, mqtt.OnSubscribed, mqtt.OnQosComplete, mqtt.OnDisconnect:
 		return true
 	}
 	return false
+}
+
+// OnConnect takes the bridge's Receive Maximum (MQTT 5, 3.1.2.11.3) into the feed's own hands.
+func (h *feedHook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
+	if c, ok := cl.Net.Conn.(*feedConn); ok {
+		if announced := int(cl.Properties.Props.ReceiveMaximum); announced > 0 {
+			c.window = min(c.window, announced)
+		}
+	}
+	noSendQuota(cl)
+	return nil
+}
+
+// noSendQuota turns mochi's send quota off. With it mochi looks after each packet of a client for messages that have waited
+// for the quota, under a read lock that it takes twice; if somebody publishes to the client in between, both wait for ever.
+func noSendQuota(cl *mqtt.Client) {
+	cl.Properties.Props.ReceiveMaximum = 0
+	cl.State.Inflight.ResetSendQuota(0)
 }
 
 // OnConnectAuthenticate accepts whoever could dial.

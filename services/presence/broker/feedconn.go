@@ -14,6 +14,7 @@ type feedConn struct {
 	// goroutine that serves it.
 	gate        bool
 	subscribeID uint16
+	window      int // messages that may be unacknowledged; set before the session begins
 
 	mu   sync.Mutex
 	more sync.Cond
@@ -22,7 +23,7 @@ type feedConn struct {
 }
 
 func newFeedConn(c net.Conn) *feedConn {
-	fc := &feedConn{Conn: c}
+	fc := &feedConn{Conn: c, window: feedWindow}
 	fc.more.L = &fc.mu
 	return fc
 }

@@ -59,6 +59,8 @@ func (h *front) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		return err
 	}
 	c.keepAlive = pk.Connect.Keepalive
+	// The broker may send more unacknowledged messages than a client's Receive Maximum: a broker that hangs is worse.
+	noSendQuota(cl)
 	switch {
 	case !h.b.reportable(cl.ID):
 		return h.refuse(cl, packets.ErrClientIdentifierNotValid)
