@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"testing"
 	"time"
@@ -325,15 +324,6 @@ func started(node string, ms int64) presence.NodeFact {
 		ID: node + fmt.Sprint(ms), Kind: presence.NodeStarted, Cluster: "default", Node: node, Dialect: presence.DialectEMQX, TimeMS: t0 + ms, ReceivedMS: t0 + ms,
 		StartedMS: t0 + ms, StartedReceivedMS: t0 + ms,
 	}
-}
-
-func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 func newRegistry() *prometheus.Registry { return prometheus.NewRegistry() }

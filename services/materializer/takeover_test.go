@@ -26,7 +26,7 @@ func TestOutboxSurvivesACrash(t *testing.T) {
 	l := newLog(t)
 	fs := vfs.NewCrashableMem()
 	m := l.start(l.config(fs)).ready()
-	last := l.facts(opened("a", "n1", 0))
+	l.facts(opened("a", "n1", 0))
 	m.published(l)
 
 	refused := make(chan struct{}, 1)
@@ -39,7 +39,7 @@ func TestOutboxSurvivesACrash(t *testing.T) {
 		}
 		return nil, errors.New("cut"), !lifted.Load()
 	})
-	last = l.facts(closedAt("a", "n1", 0, 10), opened("a", "n1", 20))
+	last := l.facts(closedAt("a", "n1", 0, 10), opened("a", "n1", 20))
 	m.get("a", last)
 	<-refused // the publisher syncs before it publishes
 	crashed := fs.CrashClone(vfs.CrashCloneCfg{})
@@ -213,17 +213,25 @@ func crashes(t *testing.T, r *rand.Rand) {
 	var all []presence.Fact
 	var cluster presence.Cluster
 	w := world{r: r}
-	for range 10 {
+	node := func() {
+		n := w.node()
+		cluster.Apply(&n)
+		l.node(n)
+	}
+	for range 12 {
+		if r.IntN(2) == 0 {
+			node()
+		}
 		if r.IntN(4) == 0 {
 			stores = append(stores, vfs.NewCrashableMem())
 		}
 		i := r.IntN(len(stores))
 		fs := stores[i]
 		cfg := l.config(fs)
-		cfg.CheckpointInterval = 20 * time.Millisecond
+		cfg.CheckpointInterval = []time.Duration{20 * time.Millisecond, time.Hour}[r.IntN(2)]
 		m := l.start(cfg).ready()
 		shut := make(chan struct{})
-		if r.IntN(3) == 0 {
+		if r.IntN(2) == 0 {
 			gate.Store(&shut)
 		}
 		for range r.IntN(12) {
@@ -232,9 +240,7 @@ func crashes(t *testing.T, r *rand.Rand) {
 				l.facts(facts...)
 			}
 			if r.IntN(3) == 0 {
-				n := w.node()
-				cluster.Apply(&n)
-				l.node(n)
+				node()
 			}
 			if r.IntN(3) == 0 {
 				m.caughtUp(l)
@@ -247,6 +253,12 @@ func crashes(t *testing.T, r *rand.Rand) {
 			m.caughtUp(l)
 		}
 		cut := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: r})
+		if r.IntN(2) == 0 {
+			// Killed: no last checkpoint, and nothing is published any more.
+			o := m.owners.Load()
+			ids, _ := o.assigned()
+			o.release(ids, errLost)
+		}
 		if err := m.stop(); err != nil {
 			t.Fatalf("run: %v", err)
 		}
