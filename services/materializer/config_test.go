@@ -1,0 +1,40 @@
+package materializer
+
+import (
+	"strings"
+	"testing"
+
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+)
+
+func TestValidateNamesEveryMistake(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.StateAddr, cfg.StateAdvertise, cfg.Replica, cfg.Allowance, cfg.CheckpointInterval, cfg.CacheSize = "x", "y", "", -1, 0, -1
+	err := cfg.Validate()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, option := range []string{"data-dir", "kafka-brokers", "state-addr", "state-advertise", "replica", "allowance", "checkpoint-interval", "cache-size"} {
+		if !strings.Contains(err.Error(), option+": ") {
+			t.Errorf("%s is not named in: %v", option, err)
+		}
+	}
+	cfg = DefaultConfig()
+	cfg.DataDir, cfg.Kafka.Brokers = "data", []string{"127.0.0.1:9092"}
+	if err := cfg.Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+}
+
+func TestKeysThatAreNotOwnedAreListed(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.DataDir, cfg.Kafka.Brokers = "data", []string{"127.0.0.1:9092"}
+	m, err := New(cfg, testLog(t), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := m.GetStates(t.Context(), &presencev1.GetStatesRequest{Cluster: "default", Keys: []*presencev1.StateKey{{ClientId: "a"}, {ClientId: "b"}}})
+	if err != nil || len(resp.GetEntries()) != 0 || len(resp.GetNotOwned()) != 2 || resp.GetNotOwned()[1] != 1 {
+		t.Errorf("answer is %v, %v", resp, err)
+	}
+}
