@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,6 +63,29 @@ func TestRun(t *testing.T) {
 		if took := time.Since(began); took > 3*time.Second {
 			t.Errorf("the stop took %v", took)
 		}
+	}
+}
+
+// TestAnswersWait answers nobody before the broker's new generation is known: clients of the one before would still be online.
+func TestAnswersWait(t *testing.T) {
+	p, err := Open(t.Context(), testConfig(t), slog.New(slog.DiscardHandler), &syncBuffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.answer(ctx) }() // alone: the broker does not open
+	ask := http.Client{Timeout: 300 * time.Millisecond}
+	if r, err := ask.Get("http://" + p.HTTPAddr().String() + "/client-id/x/status"); err == nil {
+		t.Errorf("an answer came: %s", r.Status)
+		_ = r.Body.Close()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := p.Run(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

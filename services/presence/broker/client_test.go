@@ -3,6 +3,7 @@ package broker_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -38,6 +39,13 @@ func dial(t testing.TB, addr string, version byte) *mqttConn {
 
 func (c *mqttConn) write(pk packets.Packet) {
 	c.t.Helper()
+	if err := c.send(pk); err != nil {
+		c.t.Fatalf("write packet type %d: %v", pk.FixedHeader.Type, err)
+	}
+}
+
+// send is write for goroutines besides the test's own.
+func (c *mqttConn) send(pk packets.Packet) error {
 	pk.ProtocolVersion = c.version
 	var b bytes.Buffer
 	var err error
@@ -55,17 +63,15 @@ func (c *mqttConn) write(pk packets.Packet) {
 	case packets.Pingreq:
 		err = pk.PingreqEncode(&b)
 	default:
-		c.t.Fatalf("cannot write packet type %d", pk.FixedHeader.Type)
+		err = errors.New("unexpected type")
 	}
-	if err != nil {
-		c.t.Fatal(err)
+	if err == nil {
+		err = c.conn.SetWriteDeadline(time.Now().Add(patience))
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
-		c.t.Fatal(err)
+	if err == nil {
+		_, err = c.conn.Write(b.Bytes())
 	}
-	if _, err := c.conn.Write(b.Bytes()); err != nil {
-		c.t.Fatalf("write packet type %d: %v", pk.FixedHeader.Type, err)
-	}
+	return err
 }
 
 // read returns the next packet, or the error of a closed connection.
@@ -133,6 +139,11 @@ type connectOptions struct {
 
 func (c *mqttConn) sendConnect(o connectOptions) packets.Packet {
 	c.t.Helper()
+	c.write(connectPacket(o))
+	return c.mustRead(packets.Connack)
+}
+
+func connectPacket(o connectOptions) packets.Packet {
 	pk := packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connect},
 		Connect: packets.ConnectParams{
@@ -152,8 +163,7 @@ func (c *mqttConn) sendConnect(o connectOptions) packets.Packet {
 		pk.Properties.SessionExpiryIntervalFlag = true
 	}
 	pk.Properties.ReceiveMaximum = o.receiveMaximum
-	c.write(pk)
-	return c.mustRead(packets.Connack)
+	return pk
 }
 
 func (c *mqttConn) connect(o connectOptions) {
