@@ -130,7 +130,11 @@ func (b *Broker) Dial(ctx context.Context) (net.Conn, error) {
 
 // Kick ends a client's connection and says whether it had one.
 func (b *Broker) Kick(clientID string) bool {
+	// While a takeover is under way, mochi still knows the connection that goes: wait for the ID's turn.
+	e := b.entries.enter(clientID)
 	cl, ok := b.front.Clients.Get(clientID)
+	e.turn.Unlock()
+	b.entries.leave(clientID, e)
 	if !ok || cl.Closed() {
 		return false
 	}
