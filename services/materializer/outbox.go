@@ -77,6 +77,11 @@ func (o *outbox) head(ctx context.Context, limit int) ([]store.Entry, error) {
 	return head, err
 }
 
+// atLeast returns once there are n entries.
+func (o *outbox) atLeast(ctx context.Context, n int) error {
+	return o.wait(ctx, func() bool { return len(o.entries) >= n })
+}
+
 // room returns once the outbox is well below its bound.
 func (o *outbox) room(ctx context.Context) error {
 	return o.wait(ctx, func() bool { return len(o.entries) < maxOutbox/2 })

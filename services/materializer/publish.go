@@ -12,11 +12,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
 const (
 	// maxTransaction bounds the records of one transaction: consumers see them together, and the outbox shrinks by them.
 	maxTransaction = 1 << 10
+	// publishInterval is the least time between two transactions of a partition that are not full. A transaction costs Kafka several
+	// synced writes whatever its size, at the expense of the facts that come in meanwhile; the first transition after a pause does not wait.
+	publishInterval = 100 * time.Millisecond
 	// transactionTimeout is how long Kafka keeps a transaction open whose publisher is silent. It is long, since the next owner of the
 	// partition ends it anyway, and short interruptions of Kafka should cost nothing.
 	transactionTimeout = 5 * time.Minute
@@ -60,11 +64,13 @@ func (u *publisher) close() { u.client.Close() }
 
 // run publishes until ctx ends.
 func (u *publisher) run(ctx context.Context) error {
+	due := time.Now()
 	for {
-		entries, err := u.p.outbox.head(ctx, maxTransaction)
+		entries, err := u.next(ctx, due)
 		if err != nil {
 			return nil
 		}
+		due = time.Now().Add(publishInterval)
 		// What is told to others must not be undone by a loss of power.
 		if err := u.p.parts.store.Sync(); err != nil {
 			return err
@@ -88,6 +94,19 @@ func (u *publisher) run(ctx context.Context) error {
 		u.p.outbox.remove(len(entries))
 		u.p.metrics.published.Add(float64(len(entries)))
 	}
+}
+
+// next returns what the next transaction publishes: whatever there is when it is due, or a full transaction before.
+func (u *publisher) next(ctx context.Context, due time.Time) ([]store.Entry, error) {
+	if _, err := u.p.outbox.head(ctx, 1); err != nil {
+		return nil, err
+	}
+	early, cancel := context.WithDeadline(ctx, due)
+	defer cancel()
+	if err := u.p.outbox.atLeast(early, maxTransaction); err != nil && ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return u.p.outbox.head(ctx, maxTransaction)
 }
 
 // publish returns once the records are committed. After an error it is not known if they are.
