@@ -18,8 +18,8 @@ const (
 	writeTimeout = 10 * time.Second
 )
 
-// conn is a client's network connection together with what its events need. All fields but the embedded connection and
-// stalled belong to the goroutine that serves it.
+// conn is a client's network connection together with what its events need. All fields but the embedded connection and the
+// atomic ones belong to the goroutine that serves it; info, and sent once left is set, are also read by the one that holds the turn.
 type conn struct {
 	net.Conn
 	client *mqtt.Client // nil until the session is established
@@ -30,6 +30,7 @@ type conn struct {
 	keepAlive uint16 // seconds, 0: off
 	sent      byte   // reason code of the client's DISCONNECT
 
+	left    atomic.Bool // the client's DISCONNECT was read
 	stalled atomic.Bool // the client took no bytes
 }
 

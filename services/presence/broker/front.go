@@ -122,6 +122,7 @@ func (*front) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, 
 	if pk.FixedHeader.Type == packets.Disconnect {
 		if c, err := connOf(cl); err == nil {
 			c.sent = pk.ReasonCode
+			c.left.Store(true)
 		}
 	}
 	return pk, nil

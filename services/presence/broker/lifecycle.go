@@ -14,12 +14,16 @@ func (b *Broker) opened(c *conn, cl *mqtt.Client, pk packets.Packet) {
 	e := b.entries.enter(cl.ID)
 	c.client, c.entry, c.turn = cl, e, true
 	now := b.clock.nowMS()
-	if e.live != nil {
+	if old := e.live; old != nil {
 		reason := reasonTakenOver
-		if pk.Connect.Clean {
+		switch {
+		case old.left.Load():
+			// It has ended by itself, and mochi is not done with it yet.
+			reason = reasonOf(packets.CodeDisconnect, old.sent)
+		case pk.Connect.Clean:
 			reason = reasonDiscarded
 		}
-		b.disconnected(e.live, reason, now)
+		b.disconnected(old, reason, now)
 	}
 	// connected_at is the connection's key, also when two connections begin within a millisecond.
 	e.last = max(now, e.last+1)
