@@ -114,7 +114,15 @@ func TestBridgeReconnects(t *testing.T) {
 			continue
 		}
 		if n%10 == 9 {
-			// Not acknowledged: it must come again.
+			// Not acknowledged: it must come again. What was acknowledged is, once a PINGREQ sent after it is answered.
+			b.write(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+			for answered := false; !answered; {
+				p, err := b.read()
+				if err != nil {
+					t.Fatal(err)
+				}
+				answered = p.FixedHeader.Type == packets.Pingresp
+			}
 			_ = b.conn.Close()
 			b = r.bridge(t)
 			b.write(packets.Packet{
