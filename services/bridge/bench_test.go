@@ -1,12 +1,10 @@
 package bridge
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
 	"github.com/mqtt-presence/presence/libs/presence"
-	"github.com/mqtt-presence/presence/libs/service/servicetest"
 )
 
 // BenchmarkBridge measures events from the broker's publish until the broker has the acknowledgement, with Kafka up and with the spool.
@@ -23,32 +21,19 @@ func BenchmarkBridge(b *testing.B) {
 			r := start(b, cfg)
 			r.waitReady(b)
 			br.open("warm", 1)
-			servicetest.Eventually(b, within, func() error { return settled(br, cfg) })
+			br.waitSettled(cfg)
 			k.down.Store(down)
 			if down {
 				br.open("warm", 2)
-				servicetest.Eventually(b, within, func() error { return settled(br, cfg) })
+				br.waitSettled(cfg)
 			}
 			b.ResetTimer()
-			for i := range b.N {
-				br.open("dev", int64(1000+i))
-				if i%1000 == 999 {
-					servicetest.Eventually(b, within, func() error { return settled(br, cfg) })
-				}
-			}
-			servicetest.Eventually(b, within, func() error { return settled(br, cfg) })
+			br.openMany(cfg, b.N, 1000)
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 			b.StopTimer()
 			r.stop(b)
 		})
 	}
-}
-
-func settled(b *broker, cfg Config) error {
-	if n := b.unacknowledged(cfg); n != 0 {
-		return fmt.Errorf("%d messages are not acknowledged", n)
-	}
-	return nil
 }
 
 func BenchmarkDecode(b *testing.B) {

@@ -82,11 +82,11 @@ func (b *Bridge) Ready(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Dropped asserts that an embedded broker has dropped count events between two times of this machine's clock, which the bridge will therefore
-// never see.
-func (b *Bridge) Dropped(count int64, from, to time.Time) {
+// ReportDropped asserts that an embedded broker ([Config.Dial]) has dropped count events on their way to the bridge, which happened between two
+// times of this machine's clock.
+func (b *Bridge) ReportDropped(count int, from, to time.Time) {
 	for _, c := range b.clusters {
-		c.drop(drops{count: count, fromMS: from.UnixMilli(), toMS: to.UnixMilli()})
+		c.drop(drops{count: int64(count), fromMS: from.UnixMilli(), toMS: to.UnixMilli()})
 	}
 }
 

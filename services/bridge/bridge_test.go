@@ -55,12 +55,7 @@ func TestFactsReachKafka(t *testing.T) {
 	if !reasons[deadJSON] || !reasons[deadClientID] {
 		t.Errorf("dead letters for %v", reasons)
 	}
-	servicetest.Eventually(t, within, func() error {
-		if n := b.unacknowledged(cfg); n != 0 {
-			return fmt.Errorf("%d messages are not acknowledged", n)
-		}
-		return nil
-	})
+	b.waitSettled(cfg)
 	var started, alive bool
 	for _, n := range in.nodes {
 		started = started || n.Kind == presence.NodeStarted && n.Node == "emqx@n1"
@@ -92,15 +87,7 @@ func TestSpoolWhileKafkaIsDown(t *testing.T) {
 
 	k.down.Store(true)
 	const n = 500
-	for i := range n {
-		b.open(fmt.Sprintf("dev%d", i%10), int64(1000+i))
-	}
-	servicetest.Eventually(t, within, func() error {
-		if u := b.unacknowledged(cfg); u != 0 {
-			return fmt.Errorf("%d messages are not acknowledged", u)
-		}
-		return nil
-	})
+	b.openMany(cfg, n, 10)
 	if got := r.metric(t, "spool_records"); got < n {
 		t.Errorf("%v records in the spool, %d sent", got, n)
 	}
@@ -146,12 +133,7 @@ func TestAckOnlyWhenDurable(t *testing.T) {
 			release()
 		}
 		// Without an answer the spool takes over, and the broker need not wait.
-		servicetest.Eventually(t, within, func() error {
-			if n := b.unacknowledged(cfg); n != 0 {
-				return fmt.Errorf("%d messages are not acknowledged", n)
-			}
-			return nil
-		})
+		b.waitSettled(cfg)
 		spooled := r.metric(t, "spool_records")
 		if answered != (spooled == 0) {
 			t.Errorf("%v records in the spool, kafka answered: %v", spooled, answered)
@@ -186,15 +168,7 @@ func TestSpoolBoundIsAsserted(t *testing.T) {
 	k.down.Store(true)
 	from := time.Now().UnixMilli()
 	const n = 4000
-	for i := range n {
-		b.open(fmt.Sprintf("dev%d", i), int64(1000+i))
-	}
-	servicetest.Eventually(t, within, func() error {
-		if u := b.unacknowledged(cfg); u != 0 {
-			return fmt.Errorf("%d messages are not acknowledged", u)
-		}
-		return nil
-	})
+	b.openMany(cfg, n, n)
 	dropped := r.metric(t, "dropped_total")
 	if dropped < 1 || r.metric(t, "spool_bytes") > 2*minSpoolMaxBytes {
 		t.Fatalf("%v dropped, %v bytes in the spool", dropped, r.metric(t, "spool_bytes"))
@@ -286,7 +260,7 @@ func TestEmbeddedBroker(t *testing.T) {
 	in := k.reader(t)
 	in.want(1)
 	from := time.Now()
-	r.Dropped(3, from, from)
+	r.ReportDropped(3, from, from)
 	f := in.feed(func(f presence.NodeFact) bool { return f.DroppedCount != 0 })
 	if f.DroppedCount != 3 || f.DroppedFromMS != from.UnixMilli() {
 		t.Errorf("feed %+v", f)

@@ -14,6 +14,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/hooks/auth"
 	"github.com/mochi-mqtt/server/v2/listeners"
+	mochipackets "github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -42,6 +43,9 @@ func newBroker(t testing.TB) *broker {
 	if err := s.AddHook(new(auth.AllowHook), nil); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.AddHook(new(noQuota), nil); err != nil {
+		t.Fatal(err)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +64,20 @@ func newBroker(t testing.TB) *broker {
 		}
 	})
 	return &broker{t, s, "mqtt://" + l.Addr().String()}
+}
+
+// noQuota hides the client's receive maximum from mochi, which could deadlock over it, see mqttSession.embedded.
+type noQuota struct{ mqtt.HookBase }
+
+func (*noQuota) ID() string { return "no-quota" }
+
+func (*noQuota) Provides(call byte) bool { return call == mqtt.OnPacketRead }
+
+func (*noQuota) OnPacketRead(_ *mqtt.Client, p mochipackets.Packet) (mochipackets.Packet, error) {
+	if p.FixedHeader.Type == mochipackets.Connect {
+		p.Properties.ReceiveMaximum = 0
+	}
+	return p, nil
 }
 
 func (b *broker) publish(topic, payload string, qos byte) {
@@ -89,6 +107,29 @@ func (b *broker) unacknowledged(cfg Config) int {
 		return -1
 	}
 	return cl.State.Inflight.Len()
+}
+
+// waitSettled waits until the bridge has acknowledged everything.
+func (b *broker) waitSettled(cfg Config) {
+	b.t.Helper()
+	servicetest.Eventually(b.t, within, func() error {
+		if n := b.unacknowledged(cfg); n != 0 {
+			return fmt.Errorf("%d messages are not acknowledged", n)
+		}
+		return nil
+	})
+}
+
+// openMany publishes the events of n connections of some clients, and waits until they are acknowledged. What is in flight stays below the
+// number at which this broker drops.
+func (b *broker) openMany(cfg Config, n, clients int) {
+	b.t.Helper()
+	for i := range n {
+		b.open(fmt.Sprintf("dev%d", i%clients), int64(1000+i))
+		if i%1000 == 999 || i == n-1 {
+			b.waitSettled(cfg)
+		}
+	}
 }
 
 // cut closes the bridge's connection under its feet.

@@ -27,7 +27,7 @@ const (
 	// keepAliveS bounds how long a dead connection goes unseen, well below what the broker keeps.
 	keepAliveS       = 5
 	sessionExpiryS   = 3600
-	receiveMaximum   = 2048
+	receiveMaximum   = 2048 // Mosquitto sends only 20 messages ahead unless it is told a number
 	connectTimeout   = 10 * time.Second
 	subscribeRetry   = 50 * time.Millisecond // doubled with each attempt
 	subscribeRetries = 7                     // after which it stays as it is
@@ -64,6 +64,9 @@ type mqttSession struct {
 	password  service.Secret
 	endpoints []*url.URL
 	dial      func(ctx context.Context, u *url.URL) (net.Conn, error)
+	// embedded brokers are not told a receive maximum: mochi, which then counts a quota, can deadlock between a publish and an
+	// acknowledgement (Inflight.NextImmediate takes its read lock twice).
+	embedded bool
 
 	acks       ackedState
 	lastReadMS atomic.Int64
@@ -79,7 +82,7 @@ func newMQTTSession(c *ClusterConfig, password service.Secret, dial func(context
 	s := &mqttSession{log: log, to: to, filters: filters, clientID: c.ClientID, username: c.Username, password: password, cancel: func() {}}
 	s.acks = ackedState{State: state.NewInMemory(), connected: s.onConnack, unsettled: map[uint16]uint64{}}
 	if dial != nil {
-		s.endpoints = []*url.URL{{Scheme: "mqtt", Host: "embedded"}}
+		s.embedded, s.endpoints = true, []*url.URL{{Scheme: "mqtt", Host: "embedded"}}
 		s.dial = func(ctx context.Context, _ *url.URL) (net.Conn, error) { return dial(ctx) }
 		return s, nil
 	}
@@ -115,7 +118,9 @@ func (s *mqttSession) run(ctx context.Context) error {
 			return newBrokerConn(c, &s.lastReadMS), nil
 		},
 		ConnectPacketBuilder: func(c *paho.Connect, _ *url.URL) (*paho.Connect, error) {
-			c.Properties.ReceiveMaximum = &receiveMax
+			if !s.embedded {
+				c.Properties.ReceiveMaximum = &receiveMax
+			}
 			c.CleanStart = s.poisoned()
 			return c, nil
 		},

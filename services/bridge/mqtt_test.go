@@ -85,12 +85,9 @@ func TestPoisonedSessionIsGivenUp(t *testing.T) {
 	})}
 	r := start(t, cfg)
 	r.waitReady(t)
-	close(cleanStarts)
-	got := 0
-	for clean := range cleanStarts {
-		got++
-		if clean != (got == poisonedAfter+1) {
-			t.Errorf("connection %d: clean start %v", got, clean)
+	for n := range poisonedAfter + 1 {
+		if clean := <-cleanStarts; clean != (n == poisonedAfter) {
+			t.Errorf("connection %d: clean start %v", n+1, clean)
 		}
 	}
 	r.stop(t)
