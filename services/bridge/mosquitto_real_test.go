@@ -246,3 +246,58 @@ func TestMosquitto(t *testing.T) {
 		t.Errorf("dead letter %d: %s: %s", i, rec.Headers, rec.Value)
 	}
 }
+
+// TestMosquittoKeepsTheSession restarts the bridge: Mosquitto keeps the lines for it, so nothing is lost and nothing is asserted as lost.
+func TestMosquittoKeepsTheSession(t *testing.T) {
+	m, k := newMosquitto(t), newKafka(t)
+	cfg := testConfig(t, nil, k)
+	cfg.MQTT.URLs = []string{"mqtt://127.0.0.1:" + m.port}
+	r := start(t, cfg)
+	r.waitReady(t)
+	in := k.reader(t)
+	m.connect("before")
+	in.wantStatus("before", presence.Online, presence.Connected)
+	before := in.feed(func(f presence.NodeFact) bool { return f.CompleteSinceMS != 0 && f.Dialect != "" })
+	r.stop(t)
+
+	m.connect("between")
+	r = start(t, cfg)
+	in.wantStatus("between", presence.Online, presence.Connected)
+	after := in.feed(func(f presence.NodeFact) bool { return f.CompleteSinceMS != 0 && f.ReceivedMS > before.ReceivedMS+1 })
+	if after.CompleteSinceMS != before.CompleteSinceMS || after.GapFromMS != 0 {
+		t.Errorf("before the restart %+v, after it %+v", before, after)
+	}
+	r.stop(t)
+}
+
+// TestMosquittoBurst has many clients come and go at once, with Kafka slow: no line may be lost.
+func TestMosquittoBurst(t *testing.T) {
+	m, k := newMosquitto(t), newKafka(t)
+	cfg := testConfig(t, nil, k)
+	cfg.MQTT.URLs = []string{"mqtt://127.0.0.1:" + m.port}
+	r := start(t, cfg)
+	r.waitReady(t)
+	in := k.reader(t)
+	k.down.Store(true)
+	const n = 2000
+	for i := range n {
+		m.connect(fmt.Sprintf("c%d", i%500))
+	}
+	k.down.Store(false)
+	in.until(func() error {
+		opened := 0
+		for _, f := range in.facts {
+			if f.Kind == presence.Opened && strings.HasPrefix(f.ClientID, "c") {
+				opened++
+			}
+		}
+		if opened != n {
+			return fmt.Errorf("%d of %d connections", opened, n)
+		}
+		return nil
+	})
+	for i := range 500 {
+		in.wantStatus(fmt.Sprintf("c%d", i), presence.Online, presence.Connected)
+	}
+	r.stop(t)
+}
