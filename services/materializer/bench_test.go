@@ -15,7 +15,7 @@ import (
 )
 
 // benchPartition returns a partition over an empty store, without Kafka: what is folded is committed, and stays in the outbox.
-func benchPartition(b *testing.B, publish bool) *partition {
+func benchPartition(b testing.TB, publish bool) *partition {
 	b.Helper()
 	db, err := store.Open(b.TempDir(), store.Options{CacheBytes: 64 << 20, FS: vfs.Default})
 	if err != nil {

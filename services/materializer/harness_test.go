@@ -124,6 +124,9 @@ func (l *log) states() []eventlog.ClientState {
 		if want := eventlog.Partition(r.Key, l.cfg.Partitions); r.Partition != want {
 			l.t.Errorf("client %s is in partition %d, want %d", s.ClientID, r.Partition, want)
 		}
+		if s.EventOffset < checkpoints[r.Partition]-1 {
+			l.t.Errorf("client %s: version %v after checkpoint %d", s.ClientID, versionOf(&s), checkpoints[r.Partition])
+		}
 		v := versionOf(&s)
 		id := fmt.Sprint(string(r.Key), v)
 		if old, ok := bytesOf[id]; ok {
