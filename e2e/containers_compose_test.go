@@ -89,6 +89,7 @@ func TestCompose(t *testing.T) {
 	}
 	c.up()
 	tgt = tgt.open(t)
+	tgt.warmUp(t)
 	scenarioDisconnect(t, tgt)
 	scenarioKilledClient(t, tgt)
 }

@@ -25,12 +25,12 @@ const changelogSilence = 30 * time.Second
 // client by client, where others published something else. A replaced row lacks facts that were folded here and that its record does not
 // hold, so the offset goes back to the first of them; to the latest checkpoint at most, up to which all states are published. Facts that
 // a row holds are passed over, see fold.
-func (p *partition) catchUpChangelog(ctx context.Context, found bool, first int64) error {
+func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found bool, first int64) error {
 	next, err := p.parts.store.Changelog(p.id)
 	if err != nil {
 		return err
 	}
-	start, end, err := committedBounds(ctx, p.parts.adm, eventlog.TopicClientState, p.id)
+	start, end, err := p.changelogBounds(ctx, pub, next)
 	if err != nil {
 		return err
 	}
@@ -57,6 +57,43 @@ func (p *partition) catchUpChangelog(ctx context.Context, found bool, first int6
 	}
 	return b.Commit()
 }
+
+// changelogBounds returns the first offset and the end of what others have published, all of which is committed or aborted.
+func (p *partition) changelogBounds(ctx context.Context, pub *publisher, next int64) (start, end int64, err error) {
+	start, end, err = bounds(ctx, p.parts.adm, eventlog.TopicClientState, p.id)
+	if err != nil || pub == nil {
+		if err == nil {
+			start, end, err = committedBounds(ctx, p.parts.adm, eventlog.TopicClientState, p.id)
+		}
+		return start, end, err
+	}
+	if next >= end {
+		return start, end, nil
+	}
+	sealed, err := pub.seal(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	// Kafka may still be completing a transaction of the former publisher, for example one that it had begun to commit before it was
+	// restarted: until then the committed end stands before it, and so before the seal.
+	ctx, cancel := context.WithTimeout(ctx, changelogSilence)
+	defer cancel()
+	poll := time.NewTicker(sealPoll)
+	defer poll.Stop()
+	for {
+		if start, end, err = committedBounds(ctx, p.parts.adm, eventlog.TopicClientState, p.id); err != nil || end > sealed {
+			return start, end, err
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return 0, 0, fmt.Errorf("wait until %s partition %d is committed up to offset %d, it is up to %d: %w", eventlog.TopicClientState, p.id, sealed, end, ctx.Err())
+		}
+	}
+}
+
+// sealPoll is the time between two looks at the committed end.
+const sealPoll = 10 * time.Millisecond
 
 // merge is one reading of the changelog.
 type merge struct {

@@ -77,7 +77,7 @@ func (p *partition) run(ctx context.Context, serving func()) (err error) {
 		}
 		defer pub.close()
 	}
-	if err := p.acquire(ctx); err != nil {
+	if err := p.acquire(ctx, pub); err != nil {
 		return ignoreCancel(ctx, err)
 	}
 	serving()
@@ -110,8 +110,9 @@ func (p *partition) run(ctx context.Context, serving func()) (err error) {
 	return errors.Join(err, <-published)
 }
 
-// acquire brings the partition's rows up to date with what was published by others, and sets the offset to go on from.
-func (p *partition) acquire(ctx context.Context) error {
+// acquire brings the partition's rows up to date with what was published by others, and sets the offset to go on from. pub is nil if this
+// replica does not publish.
+func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 	select {
 	case <-p.parts.nodes.loaded:
 	case <-ctx.Done():
@@ -128,7 +129,7 @@ func (p *partition) acquire(ctx context.Context) error {
 		return err
 	}
 	if !found || p.parts.cfg.Publish {
-		if err := p.catchUpChangelog(ctx, found, first); err != nil {
+		if err := p.catchUpChangelog(ctx, pub, found, first); err != nil {
 			return err
 		}
 	}

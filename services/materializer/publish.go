@@ -60,6 +60,23 @@ func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 	return &publisher{p: p, client: cl, log: p.log}, nil
 }
 
+// seal ends the topic with the marker of an aborted transaction, so that a reader sees its end. A Kafka that crashed may have ended a former
+// transaction without one: franz-go's fake, which is the embedded Kafka, recovers that way, and takes the records of such a transaction for
+// committed once a later one of the same producer commits. An abort of ours settles them. It returns the offset of its record, which nobody sees.
+func (u *publisher) seal(ctx context.Context) (int64, error) {
+	if err := u.client.BeginTransaction(); err != nil {
+		return 0, fmt.Errorf("begin the transaction that ends %s partition %d: %w", eventlog.TopicClientState, u.p.id, err)
+	}
+	r := &kgo.Record{Topic: eventlog.TopicClientState, Partition: u.p.id, Key: []byte(eventlog.CheckpointKey)}
+	if err := u.client.ProduceSync(ctx, r).FirstErr(); err != nil {
+		return 0, fmt.Errorf("produce the end of %s partition %d: %w", eventlog.TopicClientState, u.p.id, err)
+	}
+	if err := u.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
+		return 0, fmt.Errorf("abort the transaction that ends %s partition %d: %w", eventlog.TopicClientState, u.p.id, err)
+	}
+	return r.Offset, nil
+}
+
 func (u *publisher) close() { u.client.Close() }
 
 // run publishes until ctx ends.
