@@ -31,6 +31,7 @@ var scenarios = []struct {
 }
 
 func runScenarios(t *testing.T, tgt Target) {
+	tgt.warmUp(t)
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) { s.run(t, tgt) })
 	}
