@@ -111,11 +111,27 @@ func checkFact(f *presence.Fact) error {
 	if err := ValidClientID(f.ClientID); err != nil {
 		return fmt.Errorf("%w: %w", ErrBadRecord, err)
 	}
-	if (f.Kind == presence.Opened || f.Kind == presence.Closed) && f.TimeMS <= 0 {
+	switch {
+	case (f.Kind == presence.Opened || f.Kind == presence.Closed) && f.TimeMS <= 0:
 		return fmt.Errorf("%w: field \"time_ms\" is missing", ErrBadRecord)
+	case f.Kind == presence.Observed && !f.Online.Valid:
+		return fmt.Errorf("%w: field \"online\" is missing", ErrBadRecord)
+	}
+	for _, t := range []struct {
+		field string
+		ms    int64
+	}{{"time_ms", f.TimeMS}, {"received_ms", f.ReceivedMS}, {"connected_at_ms", f.ConnectedAtMS}, {"disconnected_at_ms", f.DisconnectedAtMS},
+		{"query_start_ms", f.QueryStartMS}, {"query_end_ms", f.QueryEndMS}, {"as_of_ms", f.AsOfMS}} {
+		if t.ms > maxTimeMS {
+			return fmt.Errorf("%w: field %q: %d is after the year 9999: give epoch milliseconds", ErrBadRecord, t.field, t.ms)
+		}
 	}
 	return nil
 }
+
+// maxTimeMS is the end of the year 9999, the last that RFC 3339 can write. A time beyond it is in another unit, and would outweigh every
+// later fact of its client.
+const maxTimeMS = 253_402_300_799_999
 
 // AppendFactJSON appends the JSON form of a client fact.
 func AppendFactJSON(dst []byte, f *presence.Fact) []byte {

@@ -70,14 +70,14 @@ func text(t *rapid.T, label string) string {
 func anyFact(t *rapid.T) presence.Fact {
 	f := presence.Fact{
 		ID: text(t, "id"), Kind: presence.Kind(rapid.Uint8Range(1, 4).Draw(t, "kind")), Cluster: "default", ClientID: "x" + text(t, "client"), Node: text(t, "node"),
-		Connection: text(t, "connection"), TimeMS: rapid.Int64Range(1, 1<<52).Draw(t, "time"), Order: rapid.Uint32().Draw(t, "order"),
-		ReceivedMS: rapid.Int64Range(0, 1<<52).Draw(t, "received"), ConnectedAtMS: rapid.Int64Range(0, 1<<52).Draw(t, "connected"),
+		Connection: text(t, "connection"), TimeMS: rapid.Int64Range(1, maxTimeMS).Draw(t, "time"), Order: rapid.Uint32().Draw(t, "order"),
+		ReceivedMS: rapid.Int64Range(0, maxTimeMS).Draw(t, "received"), ConnectedAtMS: rapid.Int64Range(0, maxTimeMS).Draw(t, "connected"),
 		Username: text(t, "username"), Peer: text(t, "peer"), Transport: text(t, "transport"), ProtocolVersion: rapid.Uint8().Draw(t, "version"),
 		Reason: presence.Reason(rapid.Uint8Range(0, uint8(presence.ReasonOther)).Draw(t, "reason")), RawReason: text(t, "raw"), Dialect: text(t, "dialect"),
-		Source: text(t, "source"), AsOfMS: rapid.Int64Range(0, 1<<52).Draw(t, "as of"),
+		Online: presence.Some(rapid.Bool().Draw(t, "online")), Source: text(t, "source"), AsOfMS: rapid.Int64Range(0, maxTimeMS).Draw(t, "as of"),
 	}
 	if rapid.Bool().Draw(t, "options") {
-		f.KeepAliveS, f.CleanStart, f.Online = presence.Some(rapid.Uint32().Draw(t, "keep alive")), presence.Some(rapid.Bool().Draw(t, "clean")), presence.Some(true)
+		f.KeepAliveS, f.CleanStart = presence.Some(rapid.Uint32().Draw(t, "keep alive")), presence.Some(rapid.Bool().Draw(t, "clean"))
 	}
 	return f
 }
@@ -144,6 +144,8 @@ func TestBadRecords(t *testing.T) {
 		{`{"type":"connected","cluster":"default","client_id":"x","time_ms":-1}`, `"time_ms"`},
 		{`{"type":"connected","cluster":"default","client_id":"x","time_ms":1.5}`, `"time_ms"`},
 		{`{"type":"connected","cluster":"default","client_id":"x","time_ms":99999999999999999999}`, `"time_ms"`},
+		{`{"type":"connected","cluster":"default","client_id":"x","time_ms":1760000000000000}`, `"time_ms"`},
+		{`{"type":"observed","cluster":"default","client_id":"x","query_start_ms":1}`, `"online"`},
 		{`{"type":"connected","cluster":"default","client_id":7,"time_ms":1}`, `"client_id"`},
 		{`{"type":"connected","cluster":"default","client_id":"\ud800","time_ms":1}`, "surrogate"},
 		{"{\"type\":\"connected\",\"cluster\":\"default\",\"client_id\":\"a\xff\",\"time_ms\":1}", "UTF-8"},

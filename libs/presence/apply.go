@@ -34,6 +34,9 @@ func (s *State) applyOpened(f *Fact) Outcome {
 		Username: f.Username, Peer: f.Peer, Transport: f.Transport, ProtocolVersion: f.ProtocolVersion,
 		KeepAliveS: f.KeepAliveS, CleanStart: f.CleanStart, SessionExpiryS: f.SessionExpiryS,
 	}
+	if c.Key != "" && f.ConnectedAtMS != 0 {
+		c.Order = 0 // the key names it; a Closed that tells the opening time does not tell the order
+	}
 	if c.OpenedMS <= s.floorMS() {
 		return TooOld
 	}
@@ -94,7 +97,7 @@ func (n *NodeState) joinConn(c *Connection) Outcome {
 }
 
 func compareDescription(a, b *Connection) int {
-	for _, c := range []int{cmpString(a.Transport, b.Transport), cmpString(a.Username, b.Username), cmpString(a.Peer, b.Peer),
+	for _, c := range []int{cmpString(a.Transport, b.Transport), cmpString(a.Dialect, b.Dialect), cmpString(a.Username, b.Username), cmpString(a.Peer, b.Peer),
 		cmpInt(int64(a.ProtocolVersion), int64(b.ProtocolVersion)), cmpOpt(a.KeepAliveS, b.KeepAliveS),
 		boolInt(a.CleanStart.Valid) - boolInt(b.CleanStart.Valid), boolInt(a.CleanStart.Value) - boolInt(b.CleanStart.Value)} {
 		if c != 0 {
@@ -219,7 +222,7 @@ func (n *NodeState) hold(c *Close) Outcome {
 	}
 	cut := n.Closes[0]
 	n.Closes = slices.Delete(n.Closes, 0, 1)
-	if compareStamp(cut.ClosedMS, cut.Order, n.PrunedMS, n.PrunedOrder) > 0 {
+	if n.PrunedMS == 0 || compareCloseStamp(cut.ClosedMS, cut.Order, n.PrunedMS, n.PrunedOrder) > 0 {
 		n.PrunedMS, n.PrunedOrder = cut.ClosedMS, cut.Order
 	}
 	if i == 0 {
@@ -229,6 +232,9 @@ func (n *NodeState) hold(c *Close) Outcome {
 }
 
 func (s *State) applyObserved(f *Fact) Outcome {
+	if !f.Online.Valid {
+		return Superseded // no answer
+	}
 	if f.QueryStartMS <= s.ForgottenMS {
 		return TooOld
 	}

@@ -161,7 +161,9 @@ func DecodeState(b []byte) (State, error) {
 	if n := r.count(); n > 0 {
 		s.Nodes = make([]NodeState, n)
 		for i := range s.Nodes {
-			r.node(&s.Nodes[i])
+			n := &s.Nodes[i]
+			r.node(n)
+			r.bad = r.bad || !n.Known && len(n.Closes) == 0 && n.PrunedMS == 0
 		}
 	}
 	if n := r.count(); n > 0 {

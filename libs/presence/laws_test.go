@@ -70,6 +70,29 @@ func TestConvergence(t *testing.T) {
 	})
 }
 
+// TestConvergenceOfEqualStamps is L1 where it is hardest: more closes than are kept, within two seconds, with and without their order.
+func TestConvergenceOfEqualStamps(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		facts := make([]Fact, 0, 48)
+		for range rapid.IntRange(15, 45).Draw(t, "facts") {
+			f := Fact{Kind: Closed, Dialect: DialectMosquitto20, Node: "m", TimeMS: rapid.SampledFrom([]int64{1000, 2000}).Draw(t, "time"),
+				Order:  rapid.SampledFrom([]uint32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21}).Draw(t, "order"),
+				Reason: rapid.SampledFrom([]Reason{ReasonNormal, ReasonTakenOver}).Draw(t, "reason")}
+			if rapid.IntRange(0, 9).Draw(t, "kind") == 0 {
+				f.Kind, f.Transport = Opened, "tcp"
+			}
+			facts = append(facts, f)
+		}
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+		want := string(foldShuffled(t, rng, facts))
+		for range 4 {
+			if got := string(foldShuffled(t, rng, facts)); got != want {
+				t.Fatalf("state depends on the order of the facts:\n%x\n%x", got, want)
+			}
+		}
+	})
+}
+
 // TestCodecRoundTrip decodes what Append wrote into the same state.
 func TestCodecRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -165,3 +165,26 @@ func (c *Cluster) startedSince(ms int64) bool {
 	}
 	return any
 }
+
+// startedAfter returns the latest start of a generation if every node that is still there began its own after ms: after ms by its own clock
+// for the node that ms is of, and by the allowance more for others. Otherwise it returns 0.
+func (c *Cluster) startedAfter(node string, ms, allowanceMS int64) int64 {
+	if c == nil {
+		return 0
+	}
+	var latest int64
+	for name, n := range c.Nodes {
+		if n.Gone() {
+			continue
+		}
+		limit := ms
+		if name != node {
+			limit += allowanceMS
+		}
+		if n.StartedMS <= limit {
+			return 0
+		}
+		latest = max(latest, n.StartedMS)
+	}
+	return latest
+}

@@ -91,6 +91,15 @@ func compareStamp(ams int64, ao uint32, bms int64, bo uint32) int {
 	return 0
 }
 
+// compareCloseStamp orders the stamps of closes. An absent order sorts last among equal times: such a close is never before an opening of
+// that time, so what is before one is always a prefix.
+func compareCloseStamp(ams int64, ao uint32, bms int64, bo uint32) int {
+	if ams != bms {
+		return cmpInt(ams, bms)
+	}
+	return cmpInt(int64(ao-1), int64(bo-1)) // 0 wraps around to the largest
+}
+
 func cmpInt(a, b int64) int {
 	switch {
 	case a < b:
@@ -119,12 +128,13 @@ func compareConn(a, b *Connection) int {
 	if c := cmpString(a.Key, b.Key); c != 0 {
 		return c
 	}
-	return cmpString(a.Dialect, b.Dialect)
+	// Dialects of one family name the same connection; those with and without a key never do.
+	return cmpInt(int64(ProfileOf(a.Dialect).Key), int64(ProfileOf(b.Dialect).Key))
 }
 
 // compareClose orders closes of one node; zero only for closes that differ in nothing but their reception.
 func compareClose(a, b *Close) int {
-	if c := compareStamp(a.ClosedMS, a.Order, b.ClosedMS, b.Order); c != 0 {
+	if c := compareCloseStamp(a.ClosedMS, a.Order, b.ClosedMS, b.Order); c != 0 {
 		return c
 	}
 	if c := cmpString(a.Key, b.Key); c != 0 {

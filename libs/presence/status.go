@@ -104,7 +104,7 @@ func Status(s *State, c *Cluster, allowanceMS int64) Verdict {
 		}
 		ends = append(ends, n.ending(t))
 	}
-	v, decided := decide(ends, allowanceMS)
+	v, decided := decide(ends, c, allowanceMS)
 	if o := newestObservation(s, ends); o != nil && (!decided || v.Status != Offline || o.Online) {
 		return observed(o, v)
 	}
@@ -133,7 +133,7 @@ func newest(ends []end, match func(*end) bool) int {
 	return best
 }
 
-func decide(ends []end, allowanceMS int64) (Verdict, bool) {
+func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 	last := newest(ends, func(*end) bool { return true })
 	if last < 0 {
 		return Verdict{}, false
@@ -141,7 +141,7 @@ func decide(ends []end, allowanceMS int64) (Verdict, bool) {
 	n := &ends[last]
 	live := newest(ends, func(e *end) bool { return e.state == open })
 	if live < 0 || live != last && n.doubtful() {
-		return n.closedVerdict(ends, allowanceMS), true
+		return n.closedVerdict(ends, c, allowanceMS), true
 	}
 	l := &ends[live]
 	if live == last {
@@ -154,13 +154,13 @@ func decide(ends []end, allowanceMS int64) (Verdict, bool) {
 		// By its key the older one is open: with a Closed for every takeover it is the newer in truth, or was opened in between.
 		return l.openVerdict(), true
 	case n.takeoverUnseen(ends, allowanceMS):
-		return n.verdict(Unknown, Online, SuccessorUnseen, n.takeover), true
+		return n.unseenVerdict(c, allowanceMS), true
 	case n.profile.ClosedOnTakeover:
 		return l.verdict(Unknown, Offline, OlderConnectionOpen, n.sinceMS), true
 	case near:
 		return n.verdict(Unknown, Offline, OrderUndecided, n.sinceMS), true
 	}
-	return n.closedVerdict(ends, allowanceMS), true
+	return n.closedVerdict(ends, c, allowanceMS), true
 }
 
 // doubtful reports whether the end of the newest connection cannot be told by the facts.
@@ -182,7 +182,7 @@ func (e *end) openVerdict() Verdict {
 	return e.verdict(Online, Online, Connected, e.conn.OpenedMS)
 }
 
-func (e *end) closedVerdict(ends []end, allowanceMS int64) Verdict {
+func (e *end) closedVerdict(ends []end, c *Cluster, allowanceMS int64) Verdict {
 	switch e.state {
 	case open:
 		return e.openVerdict()
@@ -193,12 +193,12 @@ func (e *end) closedVerdict(ends []end, allowanceMS int64) Verdict {
 	case pruned:
 		return e.verdict(Unknown, Offline, HistoryPruned, e.sinceMS)
 	case replaced:
-		return e.verdict(Unknown, Online, SuccessorUnseen, e.takeover)
+		return e.unseenVerdict(c, allowanceMS)
 	case ended, restarted:
 	}
 	for i := range ends {
 		if o := &ends[i]; o.takeoverUnseen(ends, allowanceMS) {
-			return o.verdict(Unknown, Online, SuccessorUnseen, o.takeover)
+			return o.unseenVerdict(c, allowanceMS)
 		}
 	}
 	if e.state == restarted {
@@ -207,18 +207,27 @@ func (e *end) closedVerdict(ends []end, allowanceMS int64) Verdict {
 	return e.verdict(Offline, Offline, ConnectionClosed, e.sinceMS)
 }
 
-// takeoverUnseen reports whether the connection was taken over and no known connection can be its successor, or newer than it. A
-// successor that died with its node needs no opening: the newer generation ended it.
+// takeoverUnseen reports whether the connection was taken over and its successor, or the last of its successors, is not known. One that was
+// taken over itself is not the last.
 func (e *end) takeoverUnseen(ends []end, allowanceMS int64) bool {
 	if e.takeover == 0 {
 		return false
 	}
 	for i := range ends {
-		if o := &ends[i]; o != e && o.conn.OpenedMS >= e.takeover-allowanceMS {
+		if o := &ends[i]; o != e && o.takeover == 0 && o.conn.OpenedMS >= e.takeover-allowanceMS {
 			return false
 		}
 	}
 	return true
+}
+
+// unseenVerdict is the status after a takeover whose successor is unseen. If every node has a newer generation since, the successor died
+// with its node, whichever that was.
+func (e *end) unseenVerdict(c *Cluster, allowanceMS int64) Verdict {
+	if ms := c.startedAfter(e.node.Node, e.takeover, allowanceMS); ms != 0 {
+		return e.verdict(Offline, Offline, NodeRestarted, ms)
+	}
+	return e.verdict(Unknown, Online, SuccessorUnseen, e.takeover)
 }
 
 // ending derives how the node's newest connection stands. The zero connection stands for one whose Opened and key are unknown.
@@ -238,10 +247,18 @@ func (n *NodeState) ending(t *Node) end {
 	default:
 		n.keyedEnding(&e)
 	}
-	if t != nil && n.Known && e.state != ended && n.Conn.OpenedMS < t.StartedMS {
+	if t != nil && e.state != ended && n.lastMS() < t.StartedMS && e.takeover < t.StartedMS {
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
 	}
 	return e
+}
+
+// lastMS is when the newest connection opened, or, if no Opened is known, when the newest Closed came: what was open then opened before.
+func (n *NodeState) lastMS() int64 {
+	if !n.Known && len(n.Closes) > 0 {
+		return n.Closes[len(n.Closes)-1].ClosedMS
+	}
+	return n.Conn.OpenedMS
 }
 
 // keyedEnding looks for the connection's Closed among those that carry a key but no opening time.
