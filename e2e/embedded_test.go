@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -195,6 +196,46 @@ func TestEmbeddedNeverFalselyOnline(t *testing.T) {
 	close(stop)
 	if err := <-stopped; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEmbeddedKilledInStorm kills presence three times while clients connect as fast as they can: transactions are open in the embedded
+// Kafka then. It must come back each time, and nobody who died with it may be online.
+func TestEmbeddedKilledInStorm(t *testing.T) {
+	t.Parallel()
+	const connections, connecting = 400, 4
+	a := newAllInOne(t)
+	a.start(t)
+	for round := range 3 {
+		tgt := a.target(t).open(t)
+		var wg sync.WaitGroup
+		for w := range connecting {
+			wg.Go(func() {
+				for i := range connections / connecting {
+					c, err := dialMQTT(t.Context(), tgt.MQTT, fmt.Sprintf("storm-%d-%d-%d", round, w, i))
+					if err != nil {
+						t.Errorf("connect: %v", err)
+						return
+					}
+					t.Cleanup(func() { _ = c.conn.Close() })
+				}
+			})
+		}
+		wg.Wait()
+		if err := a.end(t, syscall.SIGKILL); err == nil {
+			t.Fatal("presence was not killed")
+		}
+		a.start(t)
+		for w := range connecting {
+			id := fmt.Sprintf("storm-%d-%d-0", round, w)
+			servicetest.Eventually(t, patience, func() error {
+				s, err := a.target(t).open(t).asker.seed(t.Context(), id)
+				if err == nil && s.online {
+					t.Fatalf("%s died with the broker and is online", id)
+				}
+				return err
+			})
+		}
 	}
 }
 
