@@ -229,17 +229,3 @@ func (c *dockerContainer) addr(t *testing.T, port string) string {
 	}
 	return net.JoinHostPort(loopback, strconv.Itoa(int(p.Num())))
 }
-
-// freePort returns a port that nothing on this machine listens on.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return port
-}

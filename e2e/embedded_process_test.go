@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,17 +70,6 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(filepath.Dir(binary))
 	}
 	os.Exit(code)
-}
-
-// freeAddr returns an address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { must(t, l.Close()) }()
-	return l.Addr().String()
 }
 
 // newAllInOne prepares a process in a folder of its own.
