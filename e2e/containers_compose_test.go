@@ -65,7 +65,7 @@ func (c *compose) up() {
 	began := time.Now()
 	if out, err := c.run(c.t.Context(), "up", "-d"); err != nil {
 		if strings.Contains(out, "address already in use") {
-			c.t.Skipf("SKIPPED: the compose file was not tried, since another process took one of its ports:\n%s", out)
+			skipOrFail(c.t, "the compose file was not tried, since another process took one of its ports: "+out)
 		}
 		c.t.Fatalf("compose up: %v\n%s", err, out)
 	}
@@ -83,7 +83,7 @@ func TestCompose(t *testing.T) {
 	for _, addr := range []string{tgt.MQTT, tgt.REST, tgt.GRPC, kafka.Brokers[0]} {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			t.Skipf("SKIPPED: the compose file was not tried, since one of its ports is in use: %v", err)
+			skipOrFail(t, "the compose file was not tried, since one of its ports is in use: "+err.Error())
 		}
 		must(t, l.Close())
 	}

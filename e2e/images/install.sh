@@ -17,4 +17,5 @@ fi
 echo "install: apt-get install ${packages[*]}" >&2
 # An unreachable third-party source must not stop us; a package that cannot be had fails the install below.
 apt-get update -qq || echo "install: apt-get update reported an error; going on with the package lists at hand" >&2
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+# With runlevel 1 no package starts its service: a Mosquitto of the system would take the port of the compose file.
+RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
