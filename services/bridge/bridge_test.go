@@ -173,6 +173,9 @@ func TestSpoolBoundIsAsserted(t *testing.T) {
 	if dropped < 1 || r.metric(t, "spool_bytes") > 2*minSpoolMaxBytes {
 		t.Fatalf("%v dropped, %v bytes in the spool", dropped, r.metric(t, "spool_bytes"))
 	}
+	if lag := r.metric(t, "lag_seconds"); lag <= 0 {
+		t.Errorf("the lag is %v s with facts in the spool", lag)
+	}
 	// A crash of the process must not hide it.
 	r.stop(t)
 	r = start(t, cfg)

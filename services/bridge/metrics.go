@@ -19,6 +19,7 @@ type metrics struct {
 	inFlight      prometheus.Gauge
 	spoolRecords  prometheus.Gauge
 	spoolBytes    prometheus.Gauge
+	lag           prometheus.Gauge
 	durable       prometheus.Histogram
 }
 
@@ -47,6 +48,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		inFlight:     gauge("kafka_in_flight_records", "Records that Kafka has not acknowledged yet, without those of the spool."),
 		spoolRecords: gauge("spool_records", "Records in the spool."),
 		spoolBytes:   gauge("spool_bytes", "Size of the spool in bytes."),
+		lag:          gauge("lag_seconds", "Age of the oldest fact that Kafka does not have."),
 		durable: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "presence_bridge_durable_seconds",
 			Help:    "Time from the receipt of an MQTT message until its facts are in Kafka or in the spool.",
@@ -54,7 +56,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.facts, m.deadLetters, m.ignored, m.connected, m.connects, m.gaps, m.dropped, m.produceErrors, m.inFlight, m.spoolRecords, m.spoolBytes, m.durable,
+		m.facts, m.deadLetters, m.ignored, m.connected, m.connects, m.gaps, m.dropped, m.produceErrors, m.inFlight, m.spoolRecords, m.spoolBytes, m.lag, m.durable,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register the bridge's metrics: %w", err)

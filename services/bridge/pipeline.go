@@ -90,14 +90,15 @@ type pipeline struct {
 	wake     chan struct{}
 
 	// Used by run alone.
-	held     []*delivery // taken from the queue, waiting for room in flight
-	inFlight []*delivery // sent, not settled, in order
-	records  int         // in inFlight
-	limbo    limbo
-	draining *delivery // what was sent from the spool; nil if nothing is
-	drainEnd uint64    // sequence after the last of it
-	retryAt  time.Time // when to send from the spool again
-	direct   bool
+	held      []*delivery // taken from the queue, waiting for room in flight
+	inFlight  []*delivery // sent, not settled, in order
+	records   int         // in inFlight
+	limbo     limbo
+	draining  *delivery // what was sent from the spool; nil if nothing is
+	drainEnd  uint64    // sequence after the last of it
+	retryAt   time.Time // when to send from the spool again
+	direct    bool
+	spooledMS int64 // received time of the oldest fact in the spool; 0: not known
 }
 
 // limbo is what was in flight when the spool took over: it is in the spool, and Kafka's answer is still to come.
@@ -378,6 +379,9 @@ func (p *pipeline) spill() error {
 	all = append(append(all, p.inFlight...), p.held...)
 	outcomes := make([]outcome, len(all))
 	lost := map[string]drops{}
+	if p.spool.empty() {
+		p.spooledMS = all[0].receivedMS
+	}
 	batch := p.spool.newBatch()
 	for i, d := range all {
 		sent := i < len(p.inFlight)
@@ -463,6 +467,9 @@ func (p *pipeline) drain() error {
 		d.records = append(d.records, e.records...)
 		p.drainEnd = e.sequence + 1
 	}
+	if len(d.records) > 0 {
+		p.spooledMS = d.records[0].Timestamp.UnixMilli()
+	}
 	p.draining = d
 	p.produce(d)
 	return nil
@@ -498,4 +505,13 @@ func (p *pipeline) observe() {
 	default:
 		p.oldestMS = 0
 	}
+	oldest := p.oldestMS
+	if !p.spool.empty() && p.spooledMS != 0 {
+		oldest = p.spooledMS
+	}
+	lag := 0.0
+	if oldest != 0 {
+		lag = max(float64(time.Now().UnixMilli()-oldest), 0) / 1000
+	}
+	p.metrics.lag.Set(lag)
 }
