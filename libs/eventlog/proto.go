@@ -87,6 +87,7 @@ func nodeProto(f *presence.NodeFact) []byte {
 		UptimeMs: pointer(f.UptimeMS), StartedMs: f.StartedMS, StartedReceivedMs: f.StartedReceivedMS,
 		CompleteSinceMs: f.CompleteSinceMS, GapFromMs: f.GapFromMS, GapToMs: f.GapToMS, ResyncedMs: f.ResyncedMS,
 		DroppedCount: f.DroppedCount, DroppedFromMs: f.DroppedFromMS, DroppedToMs: f.DroppedToMS, LeaseMs: f.LeaseMS,
+		SetBackFromMs: f.SetBackFromMS, SetBackToMs: f.SetBackToMS,
 	})
 }
 
@@ -100,10 +101,12 @@ func nodeFromProto(b []byte, f *presence.NodeFact) error {
 		TimeMS: m.GetTimeMs(), ReceivedMS: m.GetReceivedMs(), UptimeMS: opt(m.UptimeMs), StartedMS: m.GetStartedMs(), StartedReceivedMS: m.GetStartedReceivedMs(),
 		CompleteSinceMS: m.GetCompleteSinceMs(), GapFromMS: m.GetGapFromMs(), GapToMS: m.GetGapToMs(), ResyncedMS: m.GetResyncedMs(),
 		DroppedCount: m.GetDroppedCount(), DroppedFromMS: m.GetDroppedFromMs(), DroppedToMS: m.GetDroppedToMs(), LeaseMS: m.GetLeaseMs(),
+		SetBackFromMS: m.GetSetBackFromMs(), SetBackToMS: m.GetSetBackToMs(),
 	}
 	return notNegative(map[string]int64{"time_ms": f.TimeMS, "received_ms": f.ReceivedMS, "uptime_ms": f.UptimeMS.Value, "started_ms": f.StartedMS,
 		"started_received_ms": f.StartedReceivedMS, "complete_since_ms": f.CompleteSinceMS, "gap_from_ms": f.GapFromMS, "gap_to_ms": f.GapToMS,
-		"resynced_ms": f.ResyncedMS, "dropped_count": f.DroppedCount, "dropped_from_ms": f.DroppedFromMS, "dropped_to_ms": f.DroppedToMS, "lease_ms": f.LeaseMS})
+		"resynced_ms": f.ResyncedMS, "dropped_count": f.DroppedCount, "dropped_from_ms": f.DroppedFromMS, "dropped_to_ms": f.DroppedToMS, "lease_ms": f.LeaseMS,
+		"set_back_from_ms": f.SetBackFromMS, "set_back_to_ms": f.SetBackToMS})
 }
 
 func stateProto(s *ClientState) []byte {

@@ -322,6 +322,8 @@ func AppendNodeFactJSON(dst []byte, f *presence.NodeFact) []byte {
 	w.int("dropped_from_ms", f.DroppedFromMS)
 	w.int("dropped_to_ms", f.DroppedToMS)
 	w.int("lease_ms", f.LeaseMS)
+	w.int("set_back_from_ms", f.SetBackFromMS)
+	w.int("set_back_to_ms", f.SetBackToMS)
 	return w.close()
 }
 
@@ -332,6 +334,7 @@ func decodeNodeFactJSON(b []byte, f *presence.NodeFact) error {
 		"time_ms": &f.TimeMS, "received_ms": &f.ReceivedMS, "started_ms": &f.StartedMS, "started_received_ms": &f.StartedReceivedMS,
 		"complete_since_ms": &f.CompleteSinceMS, "gap_from_ms": &f.GapFromMS, "gap_to_ms": &f.GapToMS, "resynced_ms": &f.ResyncedMS,
 		"dropped_count": &f.DroppedCount, "dropped_from_ms": &f.DroppedFromMS, "dropped_to_ms": &f.DroppedToMS, "lease_ms": &f.LeaseMS,
+		"set_back_from_ms": &f.SetBackFromMS, "set_back_to_ms": &f.SetBackToMS,
 	}
 	err := r.object(func(name []byte) {
 		switch string(name) {

@@ -42,7 +42,10 @@ const (
 	connClean
 )
 
-var dialectCodes = [...]string{"", DialectEMQX, DialectEMQX50, DialectMosquitto20, DialectMosquitto21}
+// dialectCodes is appended to, never reordered: codes are in what Kafka and disks hold.
+var dialectCodes = [...]string{"", DialectEMQX, DialectEMQX50, DialectMosquitto20, DialectMosquitto21, DialectEMQX43, DialectEMQX40, DialectEMQX4Events,
+	DialectRMQTT, DialectTDMQ, DialectMosquittoPlugin, DialectNanoMQ, DialectAWS, DialectStatusTopic, DialectSparkplug, DialectCustom,
+	DialectCustomReusable, DialectCustomUnique}
 
 // Append appends the state's canonical bytes to dst.
 func (s *State) Append(dst []byte) []byte {

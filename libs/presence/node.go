@@ -47,6 +47,11 @@ type NodeFact struct {
 	DroppedFromMS   int64 // interval of the latest drops
 	DroppedToMS     int64
 	LeaseMS         int64 // the feed counts as down if no heartbeat follows within
+
+	// Alive, Started: the node's clock was set back, from SetBackFromMS to SetBackToMS, so that stamps between them come twice (H9). The
+	// latest such step that the bridge has seen; 0 if there was none.
+	SetBackFromMS int64
+	SetBackToMS   int64
 }
 
 // Node is what is known of one broker node.

@@ -40,8 +40,6 @@ var emqxDialect = &dialect{
 // maxUptimeMS is beyond any uptime: 30,000 years.
 const maxUptimeMS = 1 << 50
 
-// dialectEMQX4 marks the events of EMQX 4, which have no protocol field: a connection that is taken over gets no Closed.
-const dialectEMQX4 = "emqx-4"
 
 const emqxRoot = "$SYS/brokers"
 
@@ -198,7 +196,7 @@ func (d *emqxDecoder) client(m *message, node, inTopic string) decoded {
 		ProtocolVersion: e.ProtoVer,
 	}
 	if e.Protocol == "" {
-		f.Dialect = dialectEMQX4
+		f.Dialect = presence.DialectEMQX43
 	}
 	if event == "connected" {
 		e.opened(&f)

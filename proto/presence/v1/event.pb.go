@@ -315,7 +315,10 @@ type NodeEvent struct {
 	DroppedFromMs int64 `protobuf:"varint,17,opt,name=dropped_from_ms,json=droppedFromMs,proto3" json:"dropped_from_ms,omitempty"`
 	DroppedToMs   int64 `protobuf:"varint,18,opt,name=dropped_to_ms,json=droppedToMs,proto3" json:"dropped_to_ms,omitempty"`
 	// feed: counts as down if no heartbeat follows within.
-	LeaseMs       int64 `protobuf:"varint,19,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	LeaseMs int64 `protobuf:"varint,19,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	// alive, started: the node's clock was set back from the first time to the second: stamps between them come twice.
+	SetBackFromMs int64 `protobuf:"varint,20,opt,name=set_back_from_ms,json=setBackFromMs,proto3" json:"set_back_from_ms,omitempty"`
+	SetBackToMs   int64 `protobuf:"varint,21,opt,name=set_back_to_ms,json=setBackToMs,proto3" json:"set_back_to_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -479,6 +482,20 @@ func (x *NodeEvent) GetDroppedToMs() int64 {
 func (x *NodeEvent) GetLeaseMs() int64 {
 	if x != nil {
 		return x.LeaseMs
+	}
+	return 0
+}
+
+func (x *NodeEvent) GetSetBackFromMs() int64 {
+	if x != nil {
+		return x.SetBackFromMs
+	}
+	return 0
+}
+
+func (x *NodeEvent) GetSetBackToMs() int64 {
+	if x != nil {
+		return x.SetBackToMs
 	}
 	return 0
 }
@@ -735,7 +752,7 @@ const file_presence_v1_event_proto_rawDesc = "" +
 	"\r_keep_alive_sB\x0e\n" +
 	"\f_clean_startB\x13\n" +
 	"\x11_session_expiry_sB\t\n" +
-	"\a_online\"\xdd\x04\n" +
+	"\a_online\"\xab\x05\n" +
 	"\tNodeEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -759,7 +776,9 @@ const file_presence_v1_event_proto_rawDesc = "" +
 	"\rdropped_count\x18\x10 \x01(\x03R\fdroppedCount\x12&\n" +
 	"\x0fdropped_from_ms\x18\x11 \x01(\x03R\rdroppedFromMs\x12\"\n" +
 	"\rdropped_to_ms\x18\x12 \x01(\x03R\vdroppedToMs\x12\x19\n" +
-	"\blease_ms\x18\x13 \x01(\x03R\aleaseMsB\f\n" +
+	"\blease_ms\x18\x13 \x01(\x03R\aleaseMs\x12'\n" +
+	"\x10set_back_from_ms\x18\x14 \x01(\x03R\rsetBackFromMs\x12#\n" +
+	"\x0eset_back_to_ms\x18\x15 \x01(\x03R\vsetBackToMsB\f\n" +
 	"\n" +
 	"_uptime_ms\"\xe6\x04\n" +
 	"\vClientState\x12\x12\n" +
