@@ -40,7 +40,6 @@ var emqxDialect = &dialect{
 // maxUptimeMS is beyond any uptime: 30,000 years.
 const maxUptimeMS = 1 << 50
 
-
 const emqxRoot = "$SYS/brokers"
 
 // replacement is what JSON decoders and EMQX itself write in place of bytes that are not UTF-8.
