@@ -67,16 +67,14 @@ func newCluster(c ClusterConfig, cfg *Config, m *metrics, log *slog.Logger) (*cl
 		name: c.Name, log: log, metrics: m, format: cfg.Format(), interval: cfg.HeartbeatInterval, assertNow: make(chan struct{}, 1),
 		dialects: selectDialects(c.Dialect), nodes: newNodes(c.Name), feed: newFeed(c.Name, cfg.Name, cfg.LeaseDuration),
 	}
-	var filters []filter
 	for _, d := range cl.dialects {
-		cl.decoders = append(cl.decoders, d.newDecoder(decoderConfig{cluster: c.Name, location: location}))
-		filters = append(filters, d.filters...)
+		cl.decoders = append(cl.decoders, d.newDecoder(decoderConfig{cluster: c.Name, location: location, mqtt: &c.MQTTConfig}))
 	}
 	if len(cl.dialects) == 1 {
 		cl.feed.fact.Dialect = cl.dialects[0].name
 	}
 	m.connected.WithLabelValues(c.Name).Set(0)
-	cl.session, err = newMQTTSession(&c, password, cfg.Dial, filters, cl, log)
+	cl.session, err = newMQTTSession(&c, password, cfg.Dial, filtersOf(cl.dialects, &c.MQTTConfig), cl, log)
 	return cl, err
 }
 
@@ -276,10 +274,10 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	c.pipeline.submit(d)
 }
 
-// decode has the message read by the dialect that its topic belongs to.
+// decode has the message read by the first dialect that owns it.
 func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 	for i, d := range c.decoders {
-		if !d.owns(m.topic) {
+		if !d.owns(m) {
 			continue
 		}
 		result := d.decode(m)
@@ -300,7 +298,7 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		}
 		return result, c.nodes.apply(result.signal, m.receivedMS)
 	}
-	return ignore(ignoredOtherTopic), nil
+	return deadLetter(deadTopic, "no dialect knows the topic with such a payload"), nil
 }
 
 // submitNodes submits node facts. A heartbeat alone is transient, a start is not.

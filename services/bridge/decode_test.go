@@ -121,10 +121,11 @@ func TestMessages(t *testing.T) {
 				topic = string(b)
 			}
 			d := newDecoder(t, broker, row.Version)
-			if !d.owns(topic) {
-				t.Errorf("%s/%s: no dialect owns the topic", broker, row.File)
+			msg := &message{topic: topic, payload: payload, retain: row.Retain, receivedMS: receivedMS}
+			if !d.owns(msg) {
+				t.Errorf("%s/%s: the dialect does not own the message", broker, row.File)
 			}
-			result := d.decode(&message{topic: topic, payload: payload, retain: row.Retain, receivedMS: receivedMS})
+			result := d.decode(msg)
 			got := render(result)
 			for _, f := range result.facts {
 				if len(f.ID) != 32 {

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,8 @@ const dialectAuto = "auto"
 type dialect struct {
 	name    string
 	filters []filter
+	// configured dialects get their filters from the configuration; auto leaves them out.
+	configured func(c *MQTTConfig) []filter
 	// queueExpiry is how long the broker keeps events for a session whose connection is down. An outage up to it loses nothing, if
 	// the session is resumed; 0: every outage may lose events.
 	queueExpiry time.Duration
@@ -29,8 +32,14 @@ type filter struct {
 	events bool
 }
 
-// dialects is the table. With auto all of them are subscribed to, and each message is read by the one that its topic belongs to.
-var dialects = []*dialect{emqxDialect, mosquittoDialect}
+// dialects is the table, one line for each. With auto all of them are subscribed to, but for those that need configuration.
+//
+// Brokers share topics, so who reads a message is decided by the topic first and then by what the payload shows: the first dialect in the
+// order of the table whose decoder owns the message. A message that none of them owns is a dead letter (unknown_topic).
+var dialects = []*dialect{
+	emqxDialect,
+	mosquittoDialect,
+}
 
 func dialectByName(name string) *dialect {
 	for _, d := range dialects {
@@ -54,7 +63,33 @@ func selectDialects(name string) []*dialect {
 	if d := dialectByName(name); d != nil {
 		return []*dialect{d}
 	}
-	return dialects
+	var list []*dialect
+	for _, d := range dialects {
+		if d.configured == nil {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// filtersOf returns what to subscribe to, each topic filter once: a broker sends a message for every filter that it matches.
+func filtersOf(list []*dialect, c *MQTTConfig) []filter {
+	var filters []filter
+	for _, d := range list {
+		own := d.filters
+		if d.configured != nil {
+			own = d.configured(c)
+		}
+		for _, f := range own {
+			i := slices.IndexFunc(filters, func(o filter) bool { return o.topic == f.topic })
+			if i < 0 {
+				filters = append(filters, f)
+				continue
+			}
+			filters[i].qos, filters[i].events = max(filters[i].qos, f.qos), filters[i].events || f.events
+		}
+	}
+	return filters
 }
 
 // message is one MQTT message as it was received.
@@ -70,12 +105,14 @@ type message struct {
 type decoderConfig struct {
 	cluster  string
 	location *time.Location // of stamps that name no zone
+	mqtt     *MQTTConfig    // for dialects that are configured
 }
 
 // decoder turns the messages of one dialect into facts. It is used by one goroutine at a time, in the order of arrival.
 type decoder interface {
-	// owns reports whether the topic is one of the dialect's.
-	owns(topic string) bool
+	// owns reports whether the message is one of the dialect's, by its topic and, where brokers share topics, by what its payload shows. It
+	// changes nothing, and a payload that shows nothing is nobody else's either.
+	owns(m *message) bool
 	// decode reads one message. Every message ends as facts, as a signal, as ignored, or as a dead letter.
 	decode(m *message) decoded
 	// connected is called after each CONNACK, before the first message of that connection.

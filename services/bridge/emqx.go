@@ -54,9 +54,18 @@ func (d *emqxDecoder) connected(sessionStart) {}
 
 func (d *emqxDecoder) subscribed(int64) {}
 
-func (d *emqxDecoder) owns(topic string) bool {
-	return topic == emqxRoot || strings.HasPrefix(topic, emqxRoot+"/")
+// owns leaves nodes whose name is a number to RMQTT: those of EMQX are name@host.
+func (d *emqxDecoder) owns(m *message) bool {
+	if m.topic == emqxRoot {
+		return true
+	}
+	rest, ok := strings.CutPrefix(m.topic, emqxRoot+"/")
+	node, _, _ := strings.Cut(rest, "/")
+	return ok && !isDecimal(node)
 }
+
+// isDecimal reports whether s is one or more decimal digits.
+func isDecimal(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 func (d *emqxDecoder) decode(m *message) decoded {
 	if m.topic == emqxRoot {

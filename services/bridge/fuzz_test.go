@@ -82,8 +82,8 @@ func FuzzEMQX(f *testing.F) {
 	seed(f, "emqx", func(topic string, payload []byte) { f.Add(topic, payload, false) })
 	f.Fuzz(func(t *testing.T, topic string, payload []byte, retain bool) {
 		d := newDecoder(t, "emqx", "")
-		if d.owns(topic) {
-			checkDecoded(t, d.decode(&message{topic: topic, payload: payload, retain: retain, receivedMS: receivedMS}))
+		if m := (&message{topic: topic, payload: payload, retain: retain, receivedMS: receivedMS}); d.owns(m) {
+			checkDecoded(t, d.decode(m))
 		}
 	})
 }
@@ -92,8 +92,8 @@ func FuzzMosquitto(f *testing.F) {
 	seed(f, "mosquitto", func(topic string, payload []byte) { f.Add(topic, payload, false, "2.0.20") })
 	f.Fuzz(func(t *testing.T, topic string, payload []byte, retain bool, version string) {
 		d := newDecoder(t, "mosquitto", mosquittoVersion+" mosquitto version "+version)
-		if d.owns(topic) {
-			checkDecoded(t, d.decode(&message{topic: topic, payload: payload, retain: retain, receivedMS: receivedMS}))
+		if m := (&message{topic: topic, payload: payload, retain: retain, receivedMS: receivedMS}); d.owns(m) {
+			checkDecoded(t, d.decode(m))
 		}
 	})
 }

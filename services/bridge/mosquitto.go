@@ -71,7 +71,7 @@ func (d *mosquittoDecoder) connected(s sessionStart) {
 
 func (d *mosquittoDecoder) subscribed(atMS int64) { d.stamps.subscribed(atMS) }
 
-func (d *mosquittoDecoder) owns(topic string) bool { return strings.HasPrefix(topic, mosquittoRoot) }
+func (d *mosquittoDecoder) owns(m *message) bool { return strings.HasPrefix(m.topic, mosquittoRoot) }
 
 func (d *mosquittoDecoder) decode(m *message) decoded {
 	if d.connectedMS == 0 {
