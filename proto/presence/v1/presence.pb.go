@@ -767,6 +767,977 @@ func (x *Freshness) GetNode() string {
 	return ""
 }
 
+type ExplainClientRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT Client Identifier: 1 to 65,535 bytes of UTF-8; percent-encoded in a path.
+	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Wait until the record at this offset of the client's client-events partition has been applied.
+	MinOffset     *int64 `protobuf:"varint,3,opt,name=min_offset,json=minOffset,proto3,oneof" json:"min_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainClientRequest) Reset() {
+	*x = ExplainClientRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainClientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainClientRequest) ProtoMessage() {}
+
+func (x *ExplainClientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainClientRequest.ProtoReflect.Descriptor instead.
+func (*ExplainClientRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExplainClientRequest) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *ExplainClientRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ExplainClientRequest) GetMinOffset() int64 {
+	if x != nil && x.MinOffset != nil {
+		return *x.MinOffset
+	}
+	return 0
+}
+
+// Explanation says why a client has its status.
+type Explanation struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ClientId string                 `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	Cluster  string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// online, offline or unknown.
+	Status string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	// Which rule decided, as in Client.
+	StatusReason string `protobuf:"bytes,4,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
+	// online or offline: the best guess, also where status is unknown.
+	Belief string `protobuf:"bytes,5,opt,name=belief,proto3" json:"belief,omitempty"`
+	// The rule in words, and what it was applied to.
+	Rule string `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
+	// When the status began, on the node's clock.
+	Since *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
+	// What is kept of the client, one for each broker node that it was seen on, newest first.
+	Connections []*ExplainedConnection `protobuf:"bytes,8,rep,name=connections,proto3" json:"connections,omitempty"`
+	// Answers of the broker to active queries, newest first.
+	Observations []*ExplainedObservation `protobuf:"bytes,9,rep,name=observations,proto3" json:"observations,omitempty"`
+	// The latest facts by arrival, newest first; facts_note says whether there were others.
+	Facts []*ExplainedFact `protobuf:"bytes,10,rep,name=facts,proto3" json:"facts,omitempty"`
+	// Every fact about the client from this client-events offset on is in facts; absent if that cannot be said.
+	FactsSinceOffset *int64 `protobuf:"varint,11,opt,name=facts_since_offset,json=factsSinceOffset,proto3,oneof" json:"facts_since_offset,omitempty"`
+	FactsNote        string `protobuf:"bytes,12,opt,name=facts_note,json=factsNote,proto3" json:"facts_note,omitempty"`
+	// The latest transitions, newest first; those that facts in the list or node events since caused.
+	Transitions []*ExplainedTransition `protobuf:"bytes,13,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	// The broker nodes of the connections, and what they have to do with the status.
+	Nodes         []*ExplainedNode `protobuf:"bytes,14,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Feed          *ExplainedFeed   `protobuf:"bytes,15,opt,name=feed,proto3" json:"feed,omitempty"`
+	Freshness     *Freshness       `protobuf:"bytes,16,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Explanation) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *Explanation) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Explanation) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Explanation) GetStatusReason() string {
+	if x != nil {
+		return x.StatusReason
+	}
+	return ""
+}
+
+func (x *Explanation) GetBelief() string {
+	if x != nil {
+		return x.Belief
+	}
+	return ""
+}
+
+func (x *Explanation) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Explanation) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Explanation) GetConnections() []*ExplainedConnection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *Explanation) GetObservations() []*ExplainedObservation {
+	if x != nil {
+		return x.Observations
+	}
+	return nil
+}
+
+func (x *Explanation) GetFacts() []*ExplainedFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Explanation) GetFactsSinceOffset() int64 {
+	if x != nil && x.FactsSinceOffset != nil {
+		return *x.FactsSinceOffset
+	}
+	return 0
+}
+
+func (x *Explanation) GetFactsNote() string {
+	if x != nil {
+		return x.FactsNote
+	}
+	return ""
+}
+
+func (x *Explanation) GetTransitions() []*ExplainedTransition {
+	if x != nil {
+		return x.Transitions
+	}
+	return nil
+}
+
+func (x *Explanation) GetNodes() []*ExplainedNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Explanation) GetFeed() *ExplainedFeed {
+	if x != nil {
+		return x.Feed
+	}
+	return nil
+}
+
+func (x *Explanation) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+// ExplainedConnection is the newest connection of a client on one broker node. All times are by the node's own clock.
+type ExplainedConnection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// This one decided the status.
+	Decided bool `protobuf:"varint,2,opt,name=decided,proto3" json:"decided,omitempty"`
+	// All of it in words.
+	Summary string `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The dialect's connection key.
+	Key         string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Dialect     string                 `protobuf:"bytes,5,opt,name=dialect,proto3" json:"dialect,omitempty"`
+	ConnectedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	// The end of the connection, if one is known.
+	End *ExplainedClose `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`
+	// Ends that may be of this connection or of one not seen yet; newest last.
+	Held          []*ExplainedClose `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedConnection) Reset() {
+	*x = ExplainedConnection{}
+	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedConnection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedConnection) ProtoMessage() {}
+
+func (x *ExplainedConnection) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedConnection.ProtoReflect.Descriptor instead.
+func (*ExplainedConnection) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExplainedConnection) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainedConnection) GetDecided() bool {
+	if x != nil {
+		return x.Decided
+	}
+	return false
+}
+
+func (x *ExplainedConnection) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *ExplainedConnection) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ExplainedConnection) GetDialect() string {
+	if x != nil {
+		return x.Dialect
+	}
+	return ""
+}
+
+func (x *ExplainedConnection) GetConnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConnectedAt
+	}
+	return nil
+}
+
+func (x *ExplainedConnection) GetEnd() *ExplainedClose {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *ExplainedConnection) GetHeld() []*ExplainedClose {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+type ExplainedClose struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	DisconnectedAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=disconnected_at,json=disconnectedAt,proto3" json:"disconnected_at,omitempty"`
+	// normal, connection_lost, keep_alive_timeout, taken_over, discarded, kicked, ...
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The broker's own words.
+	RawReason string `protobuf:"bytes,3,opt,name=raw_reason,json=rawReason,proto3" json:"raw_reason,omitempty"`
+	// Connection key that it names; empty if it names none.
+	Key string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// When the bridge received it.
+	Received      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedClose) Reset() {
+	*x = ExplainedClose{}
+	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedClose) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedClose) ProtoMessage() {}
+
+func (x *ExplainedClose) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedClose.ProtoReflect.Descriptor instead.
+func (*ExplainedClose) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ExplainedClose) GetDisconnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DisconnectedAt
+	}
+	return nil
+}
+
+func (x *ExplainedClose) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainedClose) GetRawReason() string {
+	if x != nil {
+		return x.RawReason
+	}
+	return ""
+}
+
+func (x *ExplainedClose) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ExplainedClose) GetReceived() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+type ExplainedObservation struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Online bool                   `protobuf:"varint,1,opt,name=online,proto3" json:"online,omitempty"`
+	Node   string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Key    string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// On the bridge's clock.
+	QueryStart    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=query_start,json=queryStart,proto3" json:"query_start,omitempty"`
+	QueryEnd      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=query_end,json=queryEnd,proto3" json:"query_end,omitempty"`
+	Source        string                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedObservation) Reset() {
+	*x = ExplainedObservation{}
+	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedObservation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedObservation) ProtoMessage() {}
+
+func (x *ExplainedObservation) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedObservation.ProtoReflect.Descriptor instead.
+func (*ExplainedObservation) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExplainedObservation) GetOnline() bool {
+	if x != nil {
+		return x.Online
+	}
+	return false
+}
+
+func (x *ExplainedObservation) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainedObservation) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ExplainedObservation) GetQueryStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QueryStart
+	}
+	return nil
+}
+
+func (x *ExplainedObservation) GetQueryEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QueryEnd
+	}
+	return nil
+}
+
+func (x *ExplainedObservation) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type ExplainedFact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Offset of its record in the client's partition of client-events.
+	Offset int64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	// connected, disconnected, observed or forgotten.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// What became of it: applied, duplicate, superseded, ghost, too_old or held.
+	Outcome string `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// The outcome in words.
+	Explanation string `protobuf:"bytes,4,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	// It made no difference to the state.
+	Ignored bool   `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	Node    string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	// The dialect's connection key, if the fact names one.
+	Key     string `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	Dialect string `protobuf:"bytes,8,opt,name=dialect,proto3" json:"dialect,omitempty"`
+	// When it was published, on the node's clock.
+	Time *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
+	// Ordinal among the log lines with the same stamp; absent where the broker's stamps need none.
+	Order *uint32 `protobuf:"varint,10,opt,name=order,proto3,oneof" json:"order,omitempty"`
+	// When the bridge received it, on the bridge's clock.
+	Received       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=received,proto3" json:"received,omitempty"`
+	ConnectedAt    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	DisconnectedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=disconnected_at,json=disconnectedAt,proto3" json:"disconnected_at,omitempty"`
+	Reason         string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	RawReason      string                 `protobuf:"bytes,15,opt,name=raw_reason,json=rawReason,proto3" json:"raw_reason,omitempty"`
+	// Observed: the broker's answer, and when it was asked.
+	Online     *bool                  `protobuf:"varint,16,opt,name=online,proto3,oneof" json:"online,omitempty"`
+	QueryStart *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=query_start,json=queryStart,proto3" json:"query_start,omitempty"`
+	QueryEnd   *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=query_end,json=queryEnd,proto3" json:"query_end,omitempty"`
+	Source     string                 `protobuf:"bytes,19,opt,name=source,proto3" json:"source,omitempty"`
+	// Forgotten: facts up to this time are forgotten.
+	AsOf          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedFact) Reset() {
+	*x = ExplainedFact{}
+	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedFact) ProtoMessage() {}
+
+func (x *ExplainedFact) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedFact.ProtoReflect.Descriptor instead.
+func (*ExplainedFact) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExplainedFact) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ExplainedFact) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetExplanation() string {
+	if x != nil {
+		return x.Explanation
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetIgnored() bool {
+	if x != nil {
+		return x.Ignored
+	}
+	return false
+}
+
+func (x *ExplainedFact) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetDialect() string {
+	if x != nil {
+		return x.Dialect
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ExplainedFact) GetOrder() uint32 {
+	if x != nil && x.Order != nil {
+		return *x.Order
+	}
+	return 0
+}
+
+func (x *ExplainedFact) GetReceived() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+func (x *ExplainedFact) GetConnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConnectedAt
+	}
+	return nil
+}
+
+func (x *ExplainedFact) GetDisconnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DisconnectedAt
+	}
+	return nil
+}
+
+func (x *ExplainedFact) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetRawReason() string {
+	if x != nil {
+		return x.RawReason
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetOnline() bool {
+	if x != nil && x.Online != nil {
+		return *x.Online
+	}
+	return false
+}
+
+func (x *ExplainedFact) GetQueryStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QueryStart
+	}
+	return nil
+}
+
+func (x *ExplainedFact) GetQueryEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.QueryEnd
+	}
+	return nil
+}
+
+func (x *ExplainedFact) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ExplainedFact) GetAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+type ExplainedTransition struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Status         string                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	PreviousStatus string                 `protobuf:"bytes,2,opt,name=previous_status,json=previousStatus,proto3" json:"previous_status,omitempty"`
+	Belief         string                 `protobuf:"bytes,3,opt,name=belief,proto3" json:"belief,omitempty"`
+	StatusReason   string                 `protobuf:"bytes,4,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
+	// Version: the offsets in client-events and in node-events behind it.
+	EventOffset     int64 `protobuf:"varint,5,opt,name=event_offset,json=eventOffset,proto3" json:"event_offset,omitempty"`
+	NodeEventOffset int64 `protobuf:"varint,6,opt,name=node_event_offset,json=nodeEventOffset,proto3" json:"node_event_offset,omitempty"`
+	// client_fact or node_change.
+	Cause         string `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedTransition) Reset() {
+	*x = ExplainedTransition{}
+	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedTransition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedTransition) ProtoMessage() {}
+
+func (x *ExplainedTransition) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedTransition.ProtoReflect.Descriptor instead.
+func (*ExplainedTransition) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ExplainedTransition) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *ExplainedTransition) GetPreviousStatus() string {
+	if x != nil {
+		return x.PreviousStatus
+	}
+	return ""
+}
+
+func (x *ExplainedTransition) GetBelief() string {
+	if x != nil {
+		return x.Belief
+	}
+	return ""
+}
+
+func (x *ExplainedTransition) GetStatusReason() string {
+	if x != nil {
+		return x.StatusReason
+	}
+	return ""
+}
+
+func (x *ExplainedTransition) GetEventOffset() int64 {
+	if x != nil {
+		return x.EventOffset
+	}
+	return 0
+}
+
+func (x *ExplainedTransition) GetNodeEventOffset() int64 {
+	if x != nil {
+		return x.NodeEventOffset
+	}
+	return 0
+}
+
+func (x *ExplainedTransition) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+type ExplainedNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// ok, silent, gone or unheard.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// What that means for the client.
+	Summary string `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Connections opened before this are over; by the node's clock.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// The latest heartbeat, by the bridge's clock.
+	AliveAt       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=alive_at,json=aliveAt,proto3" json:"alive_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedNode) Reset() {
+	*x = ExplainedNode{}
+	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedNode) ProtoMessage() {}
+
+func (x *ExplainedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedNode.ProtoReflect.Descriptor instead.
+func (*ExplainedNode) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ExplainedNode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainedNode) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ExplainedNode) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *ExplainedNode) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *ExplainedNode) GetAliveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AliveAt
+	}
+	return nil
+}
+
+type ExplainedFeed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ok, gap or down.
+	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	// What that means for the answer.
+	Summary string `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Everything since every node's generation began has been received.
+	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	// The interruption that makes answers stale, by the bridge's clock; no end while it lasts.
+	GapFrom       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=gap_from,json=gapFrom,proto3" json:"gap_from,omitempty"`
+	GapTo         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=gap_to,json=gapTo,proto3" json:"gap_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedFeed) Reset() {
+	*x = ExplainedFeed{}
+	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedFeed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedFeed) ProtoMessage() {}
+
+func (x *ExplainedFeed) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedFeed.ProtoReflect.Descriptor instead.
+func (*ExplainedFeed) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ExplainedFeed) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ExplainedFeed) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *ExplainedFeed) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *ExplainedFeed) GetGapFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GapFrom
+	}
+	return nil
+}
+
+func (x *ExplainedFeed) GetGapTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GapTo
+	}
+	return nil
+}
+
 var File_presence_v1_presence_proto protoreflect.FileDescriptor
 
 const file_presence_v1_presence_proto_rawDesc = "" +
@@ -845,11 +1816,109 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\x04feed\x18\b \x01(\tR\x04feed\x12\x12\n" +
 	"\x04node\x18\t \x01(\tR\x04nodeB\x0e\n" +
 	"\f_lag_recordsB\t\n" +
-	"\a_lag_ms2\xbe\x02\n" +
+	"\a_lag_ms\"\x80\x01\n" +
+	"\x14ExplainClientRequest\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\"\n" +
+	"\n" +
+	"min_offset\x18\x03 \x01(\x03H\x00R\tminOffset\x88\x01\x01B\r\n" +
+	"\v_min_offset\"\xe1\x05\n" +
+	"\vExplanation\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x12#\n" +
+	"\rstatus_reason\x18\x04 \x01(\tR\fstatusReason\x12\x16\n" +
+	"\x06belief\x18\x05 \x01(\tR\x06belief\x12\x12\n" +
+	"\x04rule\x18\x06 \x01(\tR\x04rule\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12B\n" +
+	"\vconnections\x18\b \x03(\v2 .presence.v1.ExplainedConnectionR\vconnections\x12E\n" +
+	"\fobservations\x18\t \x03(\v2!.presence.v1.ExplainedObservationR\fobservations\x120\n" +
+	"\x05facts\x18\n" +
+	" \x03(\v2\x1a.presence.v1.ExplainedFactR\x05facts\x121\n" +
+	"\x12facts_since_offset\x18\v \x01(\x03H\x00R\x10factsSinceOffset\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"facts_note\x18\f \x01(\tR\tfactsNote\x12B\n" +
+	"\vtransitions\x18\r \x03(\v2 .presence.v1.ExplainedTransitionR\vtransitions\x120\n" +
+	"\x05nodes\x18\x0e \x03(\v2\x1a.presence.v1.ExplainedNodeR\x05nodes\x12.\n" +
+	"\x04feed\x18\x0f \x01(\v2\x1a.presence.v1.ExplainedFeedR\x04feed\x124\n" +
+	"\tfreshness\x18\x10 \x01(\v2\x16.presence.v1.FreshnessR\tfreshnessB\x15\n" +
+	"\x13_facts_since_offset\"\xa8\x02\n" +
+	"\x13ExplainedConnection\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\adecided\x18\x02 \x01(\bR\adecided\x12\x18\n" +
+	"\asummary\x18\x03 \x01(\tR\asummary\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x18\n" +
+	"\adialect\x18\x05 \x01(\tR\adialect\x12=\n" +
+	"\fconnected_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x12-\n" +
+	"\x03end\x18\a \x01(\v2\x1b.presence.v1.ExplainedCloseR\x03end\x12/\n" +
+	"\x04held\x18\b \x03(\v2\x1b.presence.v1.ExplainedCloseR\x04held\"\xd6\x01\n" +
+	"\x0eExplainedClose\x12C\n" +
+	"\x0fdisconnected_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"raw_reason\x18\x03 \x01(\tR\trawReason\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x126\n" +
+	"\breceived\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\breceived\"\xe2\x01\n" +
+	"\x14ExplainedObservation\x12\x16\n" +
+	"\x06online\x18\x01 \x01(\bR\x06online\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12;\n" +
+	"\vquery_start\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"queryStart\x127\n" +
+	"\tquery_end\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bqueryEnd\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\"\x80\x06\n" +
+	"\rExplainedFact\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12 \n" +
+	"\vexplanation\x18\x04 \x01(\tR\vexplanation\x12\x18\n" +
+	"\aignored\x18\x05 \x01(\bR\aignored\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\x12\x10\n" +
+	"\x03key\x18\a \x01(\tR\x03key\x12\x18\n" +
+	"\adialect\x18\b \x01(\tR\adialect\x12.\n" +
+	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
+	"\x05order\x18\n" +
+	" \x01(\rH\x00R\x05order\x88\x01\x01\x126\n" +
+	"\breceived\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\breceived\x12=\n" +
+	"\fconnected_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x12C\n" +
+	"\x0fdisconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\x12\x16\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"raw_reason\x18\x0f \x01(\tR\trawReason\x12\x1b\n" +
+	"\x06online\x18\x10 \x01(\bH\x01R\x06online\x88\x01\x01\x12;\n" +
+	"\vquery_start\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"queryStart\x127\n" +
+	"\tquery_end\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\bqueryEnd\x12\x16\n" +
+	"\x06source\x18\x13 \x01(\tR\x06source\x12/\n" +
+	"\x05as_of\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOfB\b\n" +
+	"\x06_orderB\t\n" +
+	"\a_online\"\xf8\x01\n" +
+	"\x13ExplainedTransition\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\tR\x06status\x12'\n" +
+	"\x0fprevious_status\x18\x02 \x01(\tR\x0epreviousStatus\x12\x16\n" +
+	"\x06belief\x18\x03 \x01(\tR\x06belief\x12#\n" +
+	"\rstatus_reason\x18\x04 \x01(\tR\fstatusReason\x12!\n" +
+	"\fevent_offset\x18\x05 \x01(\x03R\veventOffset\x12*\n" +
+	"\x11node_event_offset\x18\x06 \x01(\x03R\x0fnodeEventOffset\x12\x14\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\"\xc5\x01\n" +
+	"\rExplainedNode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
+	"\asummary\x18\x03 \x01(\tR\asummary\x129\n" +
+	"\n" +
+	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\balive_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aaliveAt\"\xc5\x01\n" +
+	"\rExplainedFeed\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n" +
+	"\asummary\x18\x02 \x01(\tR\asummary\x12\x1a\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x125\n" +
+	"\bgap_from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\agapFrom\x121\n" +
+	"\x06gap_to\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05gapTo2\xb9\x03\n" +
 	"\x0fPresenceService\x12J\n" +
 	"\tGetStatus\x12\x1d.presence.v1.GetStatusRequest\x1a\x1e.presence.v1.GetStatusResponse\x12`\n" +
 	"\tGetClient\x12\x1d.presence.v1.GetClientRequest\x1a\x13.presence.v1.Client\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/clients/{client_id}\x12}\n" +
-	"\x0fBatchGetClients\x12#.presence.v1.BatchGetClientsRequest\x1a$.presence.v1.BatchGetClientsResponse\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/clients:batchGetB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
+	"\x0fBatchGetClients\x12#.presence.v1.BatchGetClientsRequest\x1a$.presence.v1.BatchGetClientsResponse\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/clients:batchGet\x12y\n" +
+	"\rExplainClient\x12!.presence.v1.ExplainClientRequest\x1a\x18.presence.v1.Explanation\"+\x82\xd3\xe4\x93\x02%\x12#/v1/clients/{client_id}/explanationB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
 
 var (
 	file_presence_v1_presence_proto_rawDescOnce sync.Once
@@ -863,7 +1932,7 @@ func file_presence_v1_presence_proto_rawDescGZIP() []byte {
 	return file_presence_v1_presence_proto_rawDescData
 }
 
-var file_presence_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_presence_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_presence_v1_presence_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),        // 0: presence.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),       // 1: presence.v1.GetStatusResponse
@@ -874,30 +1943,67 @@ var file_presence_v1_presence_proto_goTypes = []any{
 	(*ClientConnection)(nil),        // 6: presence.v1.ClientConnection
 	(*Transition)(nil),              // 7: presence.v1.Transition
 	(*Freshness)(nil),               // 8: presence.v1.Freshness
-	(*timestamppb.Timestamp)(nil),   // 9: google.protobuf.Timestamp
+	(*ExplainClientRequest)(nil),    // 9: presence.v1.ExplainClientRequest
+	(*Explanation)(nil),             // 10: presence.v1.Explanation
+	(*ExplainedConnection)(nil),     // 11: presence.v1.ExplainedConnection
+	(*ExplainedClose)(nil),          // 12: presence.v1.ExplainedClose
+	(*ExplainedObservation)(nil),    // 13: presence.v1.ExplainedObservation
+	(*ExplainedFact)(nil),           // 14: presence.v1.ExplainedFact
+	(*ExplainedTransition)(nil),     // 15: presence.v1.ExplainedTransition
+	(*ExplainedNode)(nil),           // 16: presence.v1.ExplainedNode
+	(*ExplainedFeed)(nil),           // 17: presence.v1.ExplainedFeed
+	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
 }
 var file_presence_v1_presence_proto_depIdxs = []int32{
 	8,  // 0: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
 	5,  // 1: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
 	8,  // 2: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
-	9,  // 3: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
+	18, // 3: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
 	6,  // 4: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
 	7,  // 5: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
 	8,  // 6: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
-	9,  // 7: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
-	9,  // 8: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
-	9,  // 9: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
-	0,  // 10: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
-	2,  // 11: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
-	3,  // 12: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
-	1,  // 13: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
-	5,  // 14: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
-	4,  // 15: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	18, // 7: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
+	18, // 8: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
+	18, // 9: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
+	18, // 10: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	11, // 11: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
+	13, // 12: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
+	14, // 13: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
+	15, // 14: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
+	16, // 15: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
+	17, // 16: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
+	8,  // 17: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
+	18, // 18: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
+	12, // 19: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
+	12, // 20: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
+	18, // 21: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
+	18, // 22: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
+	18, // 23: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
+	18, // 24: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
+	18, // 25: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
+	18, // 26: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
+	18, // 27: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
+	18, // 28: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
+	18, // 29: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
+	18, // 30: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
+	18, // 31: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
+	18, // 32: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
+	18, // 33: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
+	18, // 34: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
+	18, // 35: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
+	0,  // 36: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
+	2,  // 37: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
+	3,  // 38: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
+	9,  // 39: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
+	1,  // 40: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
+	5,  // 41: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
+	4,  // 42: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
+	10, // 43: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
+	40, // [40:44] is the sub-list for method output_type
+	36, // [36:40] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_presence_proto_init() }
@@ -909,13 +2015,16 @@ func file_presence_v1_presence_proto_init() {
 	file_presence_v1_presence_proto_msgTypes[5].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[6].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[8].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[9].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[10].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_presence_v1_presence_proto_rawDesc), len(file_presence_v1_presence_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	PresenceService_GetStatus_FullMethodName       = "/presence.v1.PresenceService/GetStatus"
 	PresenceService_GetClient_FullMethodName       = "/presence.v1.PresenceService/GetClient"
 	PresenceService_BatchGetClients_FullMethodName = "/presence.v1.PresenceService/BatchGetClients"
+	PresenceService_ExplainClient_FullMethodName   = "/presence.v1.PresenceService/ExplainClient"
 )
 
 // PresenceServiceClient is the client API for PresenceService service.
@@ -37,6 +38,9 @@ type PresenceServiceClient interface {
 	GetClient(ctx context.Context, in *GetClientRequest, opts ...grpc.CallOption) (*Client, error)
 	// BatchGetClients answers for up to 1,000 clients, in the order of the request. A client never seen is no error.
 	BatchGetClients(ctx context.Context, in *BatchGetClientsRequest, opts ...grpc.CallOption) (*BatchGetClientsResponse, error)
+	// ExplainClient returns the evidence behind a status: what the brokers said, what became of each fact, and which rule decided.
+	// NOT_FOUND when the client was never seen; the message says what that means for its status.
+	ExplainClient(ctx context.Context, in *ExplainClientRequest, opts ...grpc.CallOption) (*Explanation, error)
 }
 
 type presenceServiceClient struct {
@@ -77,6 +81,16 @@ func (c *presenceServiceClient) BatchGetClients(ctx context.Context, in *BatchGe
 	return out, nil
 }
 
+func (c *presenceServiceClient) ExplainClient(ctx context.Context, in *ExplainClientRequest, opts ...grpc.CallOption) (*Explanation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Explanation)
+	err := c.cc.Invoke(ctx, PresenceService_ExplainClient_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PresenceServiceServer is the server API for PresenceService service.
 // All implementations must embed UnimplementedPresenceServiceServer
 // for forward compatibility.
@@ -90,6 +104,9 @@ type PresenceServiceServer interface {
 	GetClient(context.Context, *GetClientRequest) (*Client, error)
 	// BatchGetClients answers for up to 1,000 clients, in the order of the request. A client never seen is no error.
 	BatchGetClients(context.Context, *BatchGetClientsRequest) (*BatchGetClientsResponse, error)
+	// ExplainClient returns the evidence behind a status: what the brokers said, what became of each fact, and which rule decided.
+	// NOT_FOUND when the client was never seen; the message says what that means for its status.
+	ExplainClient(context.Context, *ExplainClientRequest) (*Explanation, error)
 	mustEmbedUnimplementedPresenceServiceServer()
 }
 
@@ -108,6 +125,9 @@ func (UnimplementedPresenceServiceServer) GetClient(context.Context, *GetClientR
 }
 func (UnimplementedPresenceServiceServer) BatchGetClients(context.Context, *BatchGetClientsRequest) (*BatchGetClientsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchGetClients not implemented")
+}
+func (UnimplementedPresenceServiceServer) ExplainClient(context.Context, *ExplainClientRequest) (*Explanation, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainClient not implemented")
 }
 func (UnimplementedPresenceServiceServer) mustEmbedUnimplementedPresenceServiceServer() {}
 func (UnimplementedPresenceServiceServer) testEmbeddedByValue()                         {}
@@ -184,6 +204,24 @@ func _PresenceService_BatchGetClients_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PresenceService_ExplainClient_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainClientRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).ExplainClient(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_ExplainClient_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).ExplainClient(ctx, req.(*ExplainClientRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PresenceService_ServiceDesc is the grpc.ServiceDesc for PresenceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -202,6 +240,10 @@ var PresenceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "BatchGetClients",
 			Handler:    _PresenceService_BatchGetClients_Handler,
+		},
+		{
+			MethodName: "ExplainClient",
+			Handler:    _PresenceService_ExplainClient_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -76,9 +76,11 @@ func (x *StateKey) GetMinOffset() int64 {
 }
 
 type GetStatesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Keys          []*StateKey            `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Keys    []*StateKey            `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Fill StateEntry.evidence.
+	Explain       bool `protobuf:"varint,3,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,6 +127,13 @@ func (x *GetStatesRequest) GetKeys() []*StateKey {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *GetStatesRequest) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
 }
 
 type GetStatesResponse struct {
@@ -221,7 +230,9 @@ type StateEntry struct {
 	NodeEventOffset  int64  `protobuf:"varint,15,opt,name=node_event_offset,json=nodeEventOffset,proto3" json:"node_event_offset,omitempty"`
 	Partition        int32  `protobuf:"varint,16,opt,name=partition,proto3" json:"partition,omitempty"`
 	// Event time, on the bridge's clock, of the client's latest fact.
-	ReceivedMs    int64 `protobuf:"varint,17,opt,name=received_ms,json=receivedMs,proto3" json:"received_ms,omitempty"`
+	ReceivedMs int64 `protobuf:"varint,17,opt,name=received_ms,json=receivedMs,proto3" json:"received_ms,omitempty"`
+	// Only if the request asked for it and the client was seen.
+	Evidence      *Evidence `protobuf:"bytes,18,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -375,6 +386,387 @@ func (x *StateEntry) GetReceivedMs() int64 {
 	return 0
 }
 
+func (x *StateEntry) GetEvidence() *Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+// Evidence is what a status rests on.
+type Evidence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The folded state, in the materializer's format.
+	State []byte `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	// The latest facts by arrival, oldest first; none comes twice.
+	Facts []*EvidenceFact `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
+	// The latest transitions by arrival, oldest first.
+	Transitions []*EvidenceTransition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	// Every fact from this offset on went through the log of facts; -1 if it is off.
+	LoggedFrom int64 `protobuf:"varint,4,opt,name=logged_from,json=loggedFrom,proto3" json:"logged_from,omitempty"`
+	// Facts went through the log that are not in it any more.
+	Cut bool `protobuf:"varint,5,opt,name=cut,proto3" json:"cut,omitempty"`
+	// Skew between two nodes' clocks that status allows for.
+	AllowanceMs   int64 `protobuf:"varint,6,opt,name=allowance_ms,json=allowanceMs,proto3" json:"allowance_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Evidence) Reset() {
+	*x = Evidence{}
+	mi := &file_presence_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evidence) ProtoMessage() {}
+
+func (x *Evidence) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
+func (*Evidence) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Evidence) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *Evidence) GetFacts() []*EvidenceFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Evidence) GetTransitions() []*EvidenceTransition {
+	if x != nil {
+		return x.Transitions
+	}
+	return nil
+}
+
+func (x *Evidence) GetLoggedFrom() int64 {
+	if x != nil {
+		return x.LoggedFrom
+	}
+	return 0
+}
+
+func (x *Evidence) GetCut() bool {
+	if x != nil {
+		return x.Cut
+	}
+	return false
+}
+
+func (x *Evidence) GetAllowanceMs() int64 {
+	if x != nil {
+		return x.AllowanceMs
+	}
+	return 0
+}
+
+// EvidenceFact is what is kept of a fact; names as in ClientEvent. Long texts are cut.
+type EvidenceFact struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Offset  int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Type    string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Outcome string                 `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// The state was restored from client-state and held the fact already: its outcome is not known.
+	Restored         bool   `protobuf:"varint,4,opt,name=restored,proto3" json:"restored,omitempty"`
+	Node             string `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Connection       string `protobuf:"bytes,6,opt,name=connection,proto3" json:"connection,omitempty"`
+	Dialect          string `protobuf:"bytes,7,opt,name=dialect,proto3" json:"dialect,omitempty"`
+	TimeMs           int64  `protobuf:"varint,8,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	Order            uint32 `protobuf:"varint,9,opt,name=order,proto3" json:"order,omitempty"`
+	ReceivedMs       int64  `protobuf:"varint,10,opt,name=received_ms,json=receivedMs,proto3" json:"received_ms,omitempty"`
+	ConnectedAtMs    int64  `protobuf:"varint,11,opt,name=connected_at_ms,json=connectedAtMs,proto3" json:"connected_at_ms,omitempty"`
+	DisconnectedAtMs int64  `protobuf:"varint,12,opt,name=disconnected_at_ms,json=disconnectedAtMs,proto3" json:"disconnected_at_ms,omitempty"`
+	Reason           string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	RawReason        string `protobuf:"bytes,14,opt,name=raw_reason,json=rawReason,proto3" json:"raw_reason,omitempty"`
+	Online           *bool  `protobuf:"varint,15,opt,name=online,proto3,oneof" json:"online,omitempty"`
+	QueryStartMs     int64  `protobuf:"varint,16,opt,name=query_start_ms,json=queryStartMs,proto3" json:"query_start_ms,omitempty"`
+	QueryEndMs       int64  `protobuf:"varint,17,opt,name=query_end_ms,json=queryEndMs,proto3" json:"query_end_ms,omitempty"`
+	Source           string `protobuf:"bytes,18,opt,name=source,proto3" json:"source,omitempty"`
+	AsOfMs           int64  `protobuf:"varint,19,opt,name=as_of_ms,json=asOfMs,proto3" json:"as_of_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *EvidenceFact) Reset() {
+	*x = EvidenceFact{}
+	mi := &file_presence_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceFact) ProtoMessage() {}
+
+func (x *EvidenceFact) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceFact.ProtoReflect.Descriptor instead.
+func (*EvidenceFact) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EvidenceFact) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetRestored() bool {
+	if x != nil {
+		return x.Restored
+	}
+	return false
+}
+
+func (x *EvidenceFact) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetConnection() string {
+	if x != nil {
+		return x.Connection
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetDialect() string {
+	if x != nil {
+		return x.Dialect
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetOrder() uint32 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetReceivedMs() int64 {
+	if x != nil {
+		return x.ReceivedMs
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetConnectedAtMs() int64 {
+	if x != nil {
+		return x.ConnectedAtMs
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetDisconnectedAtMs() int64 {
+	if x != nil {
+		return x.DisconnectedAtMs
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetRawReason() string {
+	if x != nil {
+		return x.RawReason
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetOnline() bool {
+	if x != nil && x.Online != nil {
+		return *x.Online
+	}
+	return false
+}
+
+func (x *EvidenceFact) GetQueryStartMs() int64 {
+	if x != nil {
+		return x.QueryStartMs
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetQueryEndMs() int64 {
+	if x != nil {
+		return x.QueryEndMs
+	}
+	return 0
+}
+
+func (x *EvidenceFact) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *EvidenceFact) GetAsOfMs() int64 {
+	if x != nil {
+		return x.AsOfMs
+	}
+	return 0
+}
+
+type EvidenceTransition struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Status          string                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	PreviousStatus  string                 `protobuf:"bytes,2,opt,name=previous_status,json=previousStatus,proto3" json:"previous_status,omitempty"`
+	Belief          string                 `protobuf:"bytes,3,opt,name=belief,proto3" json:"belief,omitempty"`
+	StatusReason    string                 `protobuf:"bytes,4,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
+	EventOffset     int64                  `protobuf:"varint,5,opt,name=event_offset,json=eventOffset,proto3" json:"event_offset,omitempty"`
+	NodeEventOffset int64                  `protobuf:"varint,6,opt,name=node_event_offset,json=nodeEventOffset,proto3" json:"node_event_offset,omitempty"`
+	// A change of nodes caused it, no fact of the client.
+	ByNode        bool `protobuf:"varint,7,opt,name=by_node,json=byNode,proto3" json:"by_node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceTransition) Reset() {
+	*x = EvidenceTransition{}
+	mi := &file_presence_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceTransition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceTransition) ProtoMessage() {}
+
+func (x *EvidenceTransition) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceTransition.ProtoReflect.Descriptor instead.
+func (*EvidenceTransition) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EvidenceTransition) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *EvidenceTransition) GetPreviousStatus() string {
+	if x != nil {
+		return x.PreviousStatus
+	}
+	return ""
+}
+
+func (x *EvidenceTransition) GetBelief() string {
+	if x != nil {
+		return x.Belief
+	}
+	return ""
+}
+
+func (x *EvidenceTransition) GetStatusReason() string {
+	if x != nil {
+		return x.StatusReason
+	}
+	return ""
+}
+
+func (x *EvidenceTransition) GetEventOffset() int64 {
+	if x != nil {
+		return x.EventOffset
+	}
+	return 0
+}
+
+func (x *EvidenceTransition) GetNodeEventOffset() int64 {
+	if x != nil {
+		return x.NodeEventOffset
+	}
+	return 0
+}
+
+func (x *EvidenceTransition) GetByNode() bool {
+	if x != nil {
+		return x.ByNode
+	}
+	return false
+}
+
 type Connection struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Key             string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -392,7 +784,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_presence_v1_state_proto_msgTypes[4]
+	mi := &file_presence_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +796,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[4]
+	mi := &file_presence_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +809,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Connection) GetKey() string {
@@ -507,7 +899,7 @@ type PartitionFreshness struct {
 
 func (x *PartitionFreshness) Reset() {
 	*x = PartitionFreshness{}
-	mi := &file_presence_v1_state_proto_msgTypes[5]
+	mi := &file_presence_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +911,7 @@ func (x *PartitionFreshness) String() string {
 func (*PartitionFreshness) ProtoMessage() {}
 
 func (x *PartitionFreshness) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[5]
+	mi := &file_presence_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +924,7 @@ func (x *PartitionFreshness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionFreshness.ProtoReflect.Descriptor instead.
 func (*PartitionFreshness) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PartitionFreshness) GetPartition() int32 {
@@ -613,7 +1005,7 @@ type ClusterHealth struct {
 
 func (x *ClusterHealth) Reset() {
 	*x = ClusterHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[6]
+	mi := &file_presence_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +1017,7 @@ func (x *ClusterHealth) String() string {
 func (*ClusterHealth) ProtoMessage() {}
 
 func (x *ClusterHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[6]
+	mi := &file_presence_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +1030,7 @@ func (x *ClusterHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterHealth.ProtoReflect.Descriptor instead.
 func (*ClusterHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClusterHealth) GetNodes() []*NodeHealth {
@@ -670,19 +1062,22 @@ func (x *ClusterHealth) GetComplete() bool {
 }
 
 type NodeHealth struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	StartedMs     int64                  `protobuf:"varint,2,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
-	AliveMs       int64                  `protobuf:"varint,3,opt,name=alive_ms,json=aliveMs,proto3" json:"alive_ms,omitempty"`
-	Gone          bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
-	Silent        bool                   `protobuf:"varint,5,opt,name=silent,proto3" json:"silent,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Node      string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	StartedMs int64                  `protobuf:"varint,2,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
+	AliveMs   int64                  `protobuf:"varint,3,opt,name=alive_ms,json=aliveMs,proto3" json:"alive_ms,omitempty"`
+	Gone      bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
+	Silent    bool                   `protobuf:"varint,5,opt,name=silent,proto3" json:"silent,omitempty"`
+	// When it left the broker's list, and when its silence was asserted, by the bridge's clock; 0: never.
+	GoneMs        int64 `protobuf:"varint,6,opt,name=gone_ms,json=goneMs,proto3" json:"gone_ms,omitempty"`
+	SilentMs      int64 `protobuf:"varint,7,opt,name=silent_ms,json=silentMs,proto3" json:"silent_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeHealth) Reset() {
 	*x = NodeHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[7]
+	mi := &file_presence_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +1089,7 @@ func (x *NodeHealth) String() string {
 func (*NodeHealth) ProtoMessage() {}
 
 func (x *NodeHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[7]
+	mi := &file_presence_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +1102,7 @@ func (x *NodeHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHealth.ProtoReflect.Descriptor instead.
 func (*NodeHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeHealth) GetNode() string {
@@ -745,6 +1140,20 @@ func (x *NodeHealth) GetSilent() bool {
 	return false
 }
 
+func (x *NodeHealth) GetGoneMs() int64 {
+	if x != nil {
+		return x.GoneMs
+	}
+	return 0
+}
+
+func (x *NodeHealth) GetSilentMs() int64 {
+	if x != nil {
+		return x.SilentMs
+	}
+	return 0
+}
+
 type FeedHealth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bridge        string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
@@ -758,7 +1167,7 @@ type FeedHealth struct {
 
 func (x *FeedHealth) Reset() {
 	*x = FeedHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[8]
+	mi := &file_presence_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +1179,7 @@ func (x *FeedHealth) String() string {
 func (*FeedHealth) ProtoMessage() {}
 
 func (x *FeedHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[8]
+	mi := &file_presence_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +1192,7 @@ func (x *FeedHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedHealth.ProtoReflect.Descriptor instead.
 func (*FeedHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FeedHealth) GetBridge() string {
@@ -832,7 +1241,7 @@ type FeedGap struct {
 
 func (x *FeedGap) Reset() {
 	*x = FeedGap{}
-	mi := &file_presence_v1_state_proto_msgTypes[9]
+	mi := &file_presence_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1253,7 @@ func (x *FeedGap) String() string {
 func (*FeedGap) ProtoMessage() {}
 
 func (x *FeedGap) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[9]
+	mi := &file_presence_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1266,7 @@ func (x *FeedGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedGap.ProtoReflect.Descriptor instead.
 func (*FeedGap) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FeedGap) GetFromMs() int64 {
@@ -883,17 +1292,18 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\"\n" +
 	"\n" +
 	"min_offset\x18\x02 \x01(\x03H\x00R\tminOffset\x88\x01\x01B\r\n" +
-	"\v_min_offset\"W\n" +
+	"\v_min_offset\"q\n" +
 	"\x10GetStatesRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12)\n" +
-	"\x04keys\x18\x02 \x03(\v2\x15.presence.v1.StateKeyR\x04keys\"\xd8\x01\n" +
+	"\x04keys\x18\x02 \x03(\v2\x15.presence.v1.StateKeyR\x04keys\x12\x18\n" +
+	"\aexplain\x18\x03 \x01(\bR\aexplain\"\xd8\x01\n" +
 	"\x11GetStatesResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.presence.v1.StateEntryR\aentries\x12\x1b\n" +
 	"\tnot_owned\x18\x02 \x03(\rR\bnotOwned\x12?\n" +
 	"\n" +
 	"partitions\x18\x03 \x03(\v2\x1f.presence.v1.PartitionFreshnessR\n" +
 	"partitions\x122\n" +
-	"\x06health\x18\x04 \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\"\xab\x04\n" +
+	"\x06health\x18\x04 \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\"\xde\x04\n" +
 	"\n" +
 	"StateEntry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x14\n" +
@@ -917,7 +1327,51 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\x11node_event_offset\x18\x0f \x01(\x03R\x0fnodeEventOffset\x12\x1c\n" +
 	"\tpartition\x18\x10 \x01(\x05R\tpartition\x12\x1f\n" +
 	"\vreceived_ms\x18\x11 \x01(\x03R\n" +
-	"receivedMs\"\xf1\x02\n" +
+	"receivedMs\x121\n" +
+	"\bevidence\x18\x12 \x01(\v2\x15.presence.v1.EvidenceR\bevidence\"\xea\x01\n" +
+	"\bEvidence\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\fR\x05state\x12/\n" +
+	"\x05facts\x18\x02 \x03(\v2\x19.presence.v1.EvidenceFactR\x05facts\x12A\n" +
+	"\vtransitions\x18\x03 \x03(\v2\x1f.presence.v1.EvidenceTransitionR\vtransitions\x12\x1f\n" +
+	"\vlogged_from\x18\x04 \x01(\x03R\n" +
+	"loggedFrom\x12\x10\n" +
+	"\x03cut\x18\x05 \x01(\bR\x03cut\x12!\n" +
+	"\fallowance_ms\x18\x06 \x01(\x03R\vallowanceMs\"\xbd\x04\n" +
+	"\fEvidenceFact\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x1a\n" +
+	"\brestored\x18\x04 \x01(\bR\brestored\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x06 \x01(\tR\n" +
+	"connection\x12\x18\n" +
+	"\adialect\x18\a \x01(\tR\adialect\x12\x17\n" +
+	"\atime_ms\x18\b \x01(\x03R\x06timeMs\x12\x14\n" +
+	"\x05order\x18\t \x01(\rR\x05order\x12\x1f\n" +
+	"\vreceived_ms\x18\n" +
+	" \x01(\x03R\n" +
+	"receivedMs\x12&\n" +
+	"\x0fconnected_at_ms\x18\v \x01(\x03R\rconnectedAtMs\x12,\n" +
+	"\x12disconnected_at_ms\x18\f \x01(\x03R\x10disconnectedAtMs\x12\x16\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"raw_reason\x18\x0e \x01(\tR\trawReason\x12\x1b\n" +
+	"\x06online\x18\x0f \x01(\bH\x00R\x06online\x88\x01\x01\x12$\n" +
+	"\x0equery_start_ms\x18\x10 \x01(\x03R\fqueryStartMs\x12 \n" +
+	"\fquery_end_ms\x18\x11 \x01(\x03R\n" +
+	"queryEndMs\x12\x16\n" +
+	"\x06source\x18\x12 \x01(\tR\x06source\x12\x18\n" +
+	"\bas_of_ms\x18\x13 \x01(\x03R\x06asOfMsB\t\n" +
+	"\a_online\"\xfa\x01\n" +
+	"\x12EvidenceTransition\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\tR\x06status\x12'\n" +
+	"\x0fprevious_status\x18\x02 \x01(\tR\x0epreviousStatus\x12\x16\n" +
+	"\x06belief\x18\x03 \x01(\tR\x06belief\x12#\n" +
+	"\rstatus_reason\x18\x04 \x01(\tR\fstatusReason\x12!\n" +
+	"\fevent_offset\x18\x05 \x01(\x03R\veventOffset\x12*\n" +
+	"\x11node_event_offset\x18\x06 \x01(\x03R\x0fnodeEventOffset\x12\x17\n" +
+	"\aby_node\x18\a \x01(\bR\x06byNode\"\xf1\x02\n" +
 	"\n" +
 	"Connection\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12&\n" +
@@ -949,7 +1403,7 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\x05nodes\x18\x01 \x03(\v2\x17.presence.v1.NodeHealthR\x05nodes\x12-\n" +
 	"\x05feeds\x18\x02 \x03(\v2\x17.presence.v1.FeedHealthR\x05feeds\x12&\n" +
 	"\x03gap\x18\x03 \x01(\v2\x14.presence.v1.FeedGapR\x03gap\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"\x86\x01\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"\xbc\x01\n" +
 	"\n" +
 	"NodeHealth\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
@@ -957,7 +1411,9 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"started_ms\x18\x02 \x01(\x03R\tstartedMs\x12\x19\n" +
 	"\balive_ms\x18\x03 \x01(\x03R\aaliveMs\x12\x12\n" +
 	"\x04gone\x18\x04 \x01(\bR\x04gone\x12\x16\n" +
-	"\x06silent\x18\x05 \x01(\bR\x06silent\"\x9d\x01\n" +
+	"\x06silent\x18\x05 \x01(\bR\x06silent\x12\x17\n" +
+	"\agone_ms\x18\x06 \x01(\x03R\x06goneMs\x12\x1b\n" +
+	"\tsilent_ms\x18\a \x01(\x03R\bsilentMs\"\x9d\x01\n" +
 	"\n" +
 	"FeedHealth\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x19\n" +
@@ -983,35 +1439,41 @@ func file_presence_v1_state_proto_rawDescGZIP() []byte {
 	return file_presence_v1_state_proto_rawDescData
 }
 
-var file_presence_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_presence_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_presence_v1_state_proto_goTypes = []any{
 	(*StateKey)(nil),           // 0: presence.v1.StateKey
 	(*GetStatesRequest)(nil),   // 1: presence.v1.GetStatesRequest
 	(*GetStatesResponse)(nil),  // 2: presence.v1.GetStatesResponse
 	(*StateEntry)(nil),         // 3: presence.v1.StateEntry
-	(*Connection)(nil),         // 4: presence.v1.Connection
-	(*PartitionFreshness)(nil), // 5: presence.v1.PartitionFreshness
-	(*ClusterHealth)(nil),      // 6: presence.v1.ClusterHealth
-	(*NodeHealth)(nil),         // 7: presence.v1.NodeHealth
-	(*FeedHealth)(nil),         // 8: presence.v1.FeedHealth
-	(*FeedGap)(nil),            // 9: presence.v1.FeedGap
+	(*Evidence)(nil),           // 4: presence.v1.Evidence
+	(*EvidenceFact)(nil),       // 5: presence.v1.EvidenceFact
+	(*EvidenceTransition)(nil), // 6: presence.v1.EvidenceTransition
+	(*Connection)(nil),         // 7: presence.v1.Connection
+	(*PartitionFreshness)(nil), // 8: presence.v1.PartitionFreshness
+	(*ClusterHealth)(nil),      // 9: presence.v1.ClusterHealth
+	(*NodeHealth)(nil),         // 10: presence.v1.NodeHealth
+	(*FeedHealth)(nil),         // 11: presence.v1.FeedHealth
+	(*FeedGap)(nil),            // 12: presence.v1.FeedGap
 }
 var file_presence_v1_state_proto_depIdxs = []int32{
-	0, // 0: presence.v1.GetStatesRequest.keys:type_name -> presence.v1.StateKey
-	3, // 1: presence.v1.GetStatesResponse.entries:type_name -> presence.v1.StateEntry
-	5, // 2: presence.v1.GetStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
-	6, // 3: presence.v1.GetStatesResponse.health:type_name -> presence.v1.ClusterHealth
-	4, // 4: presence.v1.StateEntry.connection:type_name -> presence.v1.Connection
-	7, // 5: presence.v1.ClusterHealth.nodes:type_name -> presence.v1.NodeHealth
-	8, // 6: presence.v1.ClusterHealth.feeds:type_name -> presence.v1.FeedHealth
-	9, // 7: presence.v1.ClusterHealth.gap:type_name -> presence.v1.FeedGap
-	1, // 8: presence.v1.StateService.GetStates:input_type -> presence.v1.GetStatesRequest
-	2, // 9: presence.v1.StateService.GetStates:output_type -> presence.v1.GetStatesResponse
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	0,  // 0: presence.v1.GetStatesRequest.keys:type_name -> presence.v1.StateKey
+	3,  // 1: presence.v1.GetStatesResponse.entries:type_name -> presence.v1.StateEntry
+	8,  // 2: presence.v1.GetStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	9,  // 3: presence.v1.GetStatesResponse.health:type_name -> presence.v1.ClusterHealth
+	7,  // 4: presence.v1.StateEntry.connection:type_name -> presence.v1.Connection
+	4,  // 5: presence.v1.StateEntry.evidence:type_name -> presence.v1.Evidence
+	5,  // 6: presence.v1.Evidence.facts:type_name -> presence.v1.EvidenceFact
+	6,  // 7: presence.v1.Evidence.transitions:type_name -> presence.v1.EvidenceTransition
+	10, // 8: presence.v1.ClusterHealth.nodes:type_name -> presence.v1.NodeHealth
+	11, // 9: presence.v1.ClusterHealth.feeds:type_name -> presence.v1.FeedHealth
+	12, // 10: presence.v1.ClusterHealth.gap:type_name -> presence.v1.FeedGap
+	1,  // 11: presence.v1.StateService.GetStates:input_type -> presence.v1.GetStatesRequest
+	2,  // 12: presence.v1.StateService.GetStates:output_type -> presence.v1.GetStatesResponse
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_state_proto_init() }
@@ -1020,14 +1482,15 @@ func file_presence_v1_state_proto_init() {
 		return
 	}
 	file_presence_v1_state_proto_msgTypes[0].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[4].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[5].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_presence_v1_state_proto_rawDesc), len(file_presence_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
