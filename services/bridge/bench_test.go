@@ -43,7 +43,7 @@ func BenchmarkDecode(b *testing.B) {
 		{"mosquitto", "mosquitto", mosquittoLog + "N", "1760000000: New client connected from 203.0.113.7:52571 as VIN0000001 (p2, c1, k60, u'fleet')."},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			d := newDecoder(b, c.broker, "")
+			d := conformanceOf(b, c.broker).newDecoder("")
 			m := &message{topic: c.topic, payload: []byte(c.payload), receivedMS: receivedMS}
 			b.ReportAllocs()
 			for b.Loop() {

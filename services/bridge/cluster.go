@@ -280,7 +280,7 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		if !d.owns(m) {
 			continue
 		}
-		result := d.decode(m)
+		result := read(d, m)
 		if c.feed.fact.Dialect == "" && (len(result.facts) > 0 || result.signal != nil) {
 			c.feed.fact.Dialect = c.dialects[i].name
 			c.log.Info("recognised the broker", service.KeyDialect, c.feed.fact.Dialect)

@@ -1,0 +1,63 @@
+package bridge
+
+import (
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+// maxStampMS is the end of the year 9999, the last that records can hold. A stamp beyond it is in another unit.
+const maxStampMS = 253_402_300_799_999
+
+// deadLongID is the reason of dead letters whose client ID is longer than MQTT allows.
+const deadLongID = "client_id_too_long"
+
+// read has the decoder that owns a message read it, and sees to what holds for the facts of every dialect: their records can be read again,
+// whatever the payload claims.
+func read(d decoder, m *message) decoded {
+	result := d.decode(m)
+	for i := range result.facts {
+		if why := unwritable(&result.facts[i]); why != nil {
+			return decoded{dead: why}
+		}
+	}
+	return result
+}
+
+// unwritable says why a fact cannot stand in the log, nil if it can.
+func unwritable(f *presence.Fact) *unreadable {
+	if f.ClientID == "" {
+		return &unreadable{deadEmptyID, "the client ID is empty"}
+	}
+	if err := eventlog.ValidClientID(f.ClientID); err != nil {
+		reason := deadClientID
+		if utf8.ValidString(f.ClientID) {
+			reason = deadLongID
+		}
+		return &unreadable{reason, err.Error()}
+	}
+	if !utf8.ValidString(f.Node) {
+		return &unreadable{deadNode, fmt.Sprintf("node %.80q is not UTF-8", f.Node)}
+	}
+	for _, s := range []struct{ what, text string }{
+		{"connection key", f.Connection}, {"user name", f.Username}, {"peer", f.Peer}, {"reason", f.RawReason}, {"transport", f.Transport},
+	} {
+		if !utf8.ValidString(s.text) {
+			return &unreadable{deadField, fmt.Sprintf("the %s %.80q is not UTF-8", s.what, s.text)}
+		}
+	}
+	if f.TimeMS == 0 && f.Kind != presence.Observed {
+		return &unreadable{deadTimestamp, "the event has no time"}
+	}
+	for _, s := range []struct {
+		what string
+		ms   int64
+	}{{"time", f.TimeMS}, {"opening time", f.ConnectedAtMS}, {"closing time", f.DisconnectedAtMS}} {
+		if s.ms < 0 || s.ms > maxStampMS {
+			return &unreadable{deadTimestamp, fmt.Sprintf("the %s, %d ms, is not between 1970 and the year 9999: is it in another unit?", s.what, s.ms)}
+		}
+	}
+	return nil
+}
