@@ -37,6 +37,7 @@ type filter struct {
 // Brokers share topics, so who reads a message is decided by the topic first and then by what the payload shows: the first dialect in the
 // order of the table whose decoder owns the message. A message that none of them owns is a dead letter (unknown_topic).
 var dialects = []*dialect{
+	rmqttDialect,
 	emqxDialect,
 	mosquittoDialect,
 }
@@ -184,6 +185,7 @@ const (
 	signalStarted                       // ms is when the node started, on its clock
 	signalStopped                       // the node is about to stop
 	signalLost                          // the broker dropped messages to the bridge
+	signalAlive                         // the node is alive; it tells neither its uptime nor its clock
 )
 
 // signal is what a message tells about a node.

@@ -114,6 +114,8 @@ func (n *nodes) apply(s *signal, receivedMS int64) []presence.NodeFact {
 		return []presence.NodeFact{n.fact(presence.NodeGone, s.node, s.dialect, s.clockMS, receivedMS)}
 	case signalMembers:
 		return n.members(s, receivedMS)
+	case signalAlive:
+		return n.alive(s, receivedMS)
 	case signalLost:
 	}
 	return nil
@@ -241,6 +243,16 @@ func (n *nodes) started(s *signal, receivedMS int64) []presence.NodeFact {
 	f.StartedMS, f.StartedReceivedMS = s.ms, min(receivedMS, s.ms+s.granularityMS)
 	setNodeID(&f)
 	return []presence.NodeFact{f}
+}
+
+// alive takes a heartbeat that tells nothing else, so that generations of the node stay unknown. One that the broker kept for the session is
+// of unknown age, and the next one comes soon.
+func (n *nodes) alive(s *signal, receivedMS int64) []presence.NodeFact {
+	if receivedMS < n.queuedUntilMS {
+		return nil
+	}
+	n.node(s.node).gone = false
+	return []presence.NodeFact{n.fact(presence.NodeAlive, s.node, s.dialect, 0, receivedMS)}
 }
 
 // members takes the cluster's own list of its nodes. A retained copy is of unknown age: it names nodes, and proves nobody's absence.
