@@ -40,7 +40,7 @@ func (s *State) applyOpened(f *Fact) Outcome {
 	if c.OpenedMS <= s.floorMS() {
 		return TooOld
 	}
-	n := s.node(f.Node)
+	n := s.node(f.Node, f.Dialect)
 	out := n.open(&c)
 	if out == Applied {
 		s.prune()
@@ -59,6 +59,8 @@ func (n *NodeState) open(c *Connection) Outcome {
 	switch cmp := compareConn(c, &n.Conn); {
 	case cmp < 0:
 		changed := n.notePrev(c)
+		n.noteEarlier(c, nil, 0)
+		changed = n.markTie(c, &n.Conn) || changed
 		if n.markUnordered(c) || changed {
 			return Applied
 		}
@@ -67,6 +69,12 @@ func (n *NodeState) open(c *Connection) Outcome {
 		return n.joinConn(c)
 	}
 	n.notePrev(&n.Conn)
+	end := &n.End
+	if !n.Ended {
+		end = nil
+	}
+	n.noteEarlier(&n.Conn, end, n.TakeoverMS)
+	n.markTie(&n.Conn, c)
 	n.Conn = *c
 	n.Ended, n.End, n.TakeoverMS = false, Close{}, 0
 	n.markUnordered(c)
@@ -130,6 +138,53 @@ func (n *NodeState) notePrev(c *Connection) bool {
 	return true
 }
 
+// noteEarlier keeps a connection with a unique key that is not the newest of its node, or what is news of it: the newest MaxEarlier of them.
+func (n *NodeState) noteEarlier(c *Connection, end *Close, takeoverMS int64) {
+	if c.Key == "" || ProfileOf(c.Dialect).Key != KeyUnique {
+		return
+	}
+	x := Earlier{Key: c.Key, OpenedMS: c.OpenedMS, Order: c.Order, Seen: c.Seen, TakeoverMS: takeoverMS}
+	if c.Seen {
+		x.ReceivedMS = c.ReceivedMS
+	}
+	if end != nil {
+		x.Ended, x.ClosedMS, x.CloseOrder, x.Reason = true, end.ClosedMS, end.Order, end.Reason
+		if end.Reason.Takeover() {
+			x.TakeoverMS = max(x.TakeoverMS, end.ClosedMS)
+		}
+	}
+	i, ok := slices.BinarySearchFunc(n.Earlier, x, func(a, b Earlier) int { return compareEarlier(&a, &b) })
+	if ok {
+		n.Earlier[i].join(&x)
+		return
+	}
+	if len(n.Earlier) < MaxEarlier {
+		n.Earlier = slices.Insert(n.Earlier, i, x)
+		return
+	}
+	if i > 0 {
+		copy(n.Earlier, n.Earlier[1:i])
+		n.Earlier[i-1] = x
+	}
+}
+
+// join merges two sightings of one connection.
+func (x *Earlier) join(y *Earlier) {
+	if y.Seen && (!x.Seen || y.ReceivedMS < x.ReceivedMS) {
+		x.Seen, x.ReceivedMS = true, y.ReceivedMS
+	}
+	if y.Ended && (!x.Ended || y.endsBefore(x)) {
+		x.Ended, x.ClosedMS, x.CloseOrder, x.Reason = true, y.ClosedMS, y.CloseOrder, y.Reason
+	}
+	x.TakeoverMS = max(x.TakeoverMS, y.TakeoverMS)
+}
+
+// endsBefore orders ends as compareClose does.
+func (x *Earlier) endsBefore(y *Earlier) bool {
+	c := compareCloseStamp(x.ClosedMS, x.CloseOrder, y.ClosedMS, y.CloseOrder)
+	return c < 0 || c == 0 && x.Reason < y.Reason
+}
+
 // markUnordered notes that an Opened with the newest connection's stamp has no order. Only a dialect without a key compares stamps.
 func (n *NodeState) markUnordered(c *Connection) bool {
 	before := n.UnorderedMS
@@ -141,6 +196,17 @@ func (n *NodeState) markUnordered(c *Connection) bool {
 	}
 	return n.UnorderedMS != before
 }
+
+// markTie notes that of two connections with keys that come again nothing tells which opened last.
+func (n *NodeState) markTie(a, b *Connection) bool {
+	if a.OpenedMS != b.OpenedMS || n.UnorderedMS == a.OpenedMS || !a.tied() && !b.tied() {
+		return false
+	}
+	n.UnorderedMS = a.OpenedMS
+	return true
+}
+
+func (c *Connection) tied() bool { return c.Order == 0 && ProfileOf(c.Dialect).Key == KeyReusable }
 
 // settle drops what the newest connection makes meaningless.
 func (n *NodeState) settle() {
@@ -174,7 +240,7 @@ func (s *State) applyClosed(f *Fact) Outcome {
 	if c.ClosedMS <= s.floorMS() {
 		return TooOld
 	}
-	n := s.node(f.Node)
+	n := s.node(f.Node, f.Dialect)
 	if n.Known && c.before(&n.Conn) {
 		if c.Key != "" {
 			return Ghost
@@ -190,8 +256,10 @@ func (s *State) applyNamed(f *Fact, c *Close) Outcome {
 	if conn.OpenedMS <= s.floorMS() {
 		return TooOld
 	}
-	n := s.node(f.Node)
+	n := s.node(f.Node, f.Dialect)
 	if n.Known && compareConn(&conn, &n.Conn) < 0 {
+		n.noteEarlier(&conn, c, 0)
+		n.markTie(&conn, &n.Conn)
 		return Ghost
 	}
 	implied := n.open(&conn) == Applied
@@ -275,6 +343,7 @@ func (s *State) prune() {
 		if old(n.PrevMS) {
 			n.PrevMS, n.PrevOrder, n.PrevTransport = 0, 0, ""
 		}
+		n.Earlier = slices.DeleteFunc(n.Earlier, func(x Earlier) bool { return old(x.OpenedMS) })
 		n.Closes = slices.DeleteFunc(n.Closes, func(c Close) bool { return old(c.ClosedMS) })
 		if old(n.PrunedMS) {
 			n.PrunedMS, n.PrunedOrder = 0, 0

@@ -13,9 +13,12 @@ var ErrCorrupt = errors.New("corrupt presence state")
 // stateFormat is the first byte of an encoded state.
 //
 //	state    = format(1) uvarint(forgotten) uvarint(#nodes) node* uvarint(#observed) observed*
-//	node     = str(name) flags(1) [conn] [end] [uvarint(takeover)] [prev] uvarint(#closes) close* [uvarint(pruned) uvarint(order)]
+//	node     = str(name) flags(1) [conn] [end] [uvarint(takeover)] [prev] [uvarint(#earlier) earlier*] uvarint(#closes) close*
+//	           [uvarint(pruned) uvarint(order)]
 //	conn     = dialect uvarint(opened) uvarint(order) key flags2(1) varint(received-opened) str(username) str(peer) str(transport)
 //	           protocol(1) [uvarint(keepalive)] [uvarint(expiry)]
+//	earlier  = uvarint(opened) uvarint(order) flags3(1) [key] [varint(received-opened)] [varint(closed-opened) uvarint(order) reason(1)]
+//	           [uvarint(takeover)]
 //	close    = dialect uvarint(closed) uvarint(order) str(key) reason(1) str(raw) varint(received-closed)
 //	observed = online(1) str(node) str(key) uvarint(start) uvarint(end) str(source)
 //	dialect  = code(1), 0: followed by str
@@ -31,6 +34,8 @@ const (
 	flagUnordered
 	flagPrev
 	flagPruned
+	flagEarlier
+	flagSkewed
 )
 
 const (
@@ -40,6 +45,13 @@ const (
 	connExpiry
 	connCleanKnown
 	connClean
+)
+
+const (
+	earlierSeen = 1 << iota
+	earlierKeyIsTime
+	earlierEnded
+	earlierTakeover
 )
 
 // dialectCodes is appended to, never reordered: codes are in what Kafka and disks hold.
@@ -73,7 +85,7 @@ func (n *NodeState) append(dst []byte) []byte {
 		on  bool
 		bit byte
 	}{{n.Known, flagKnown}, {n.Ended, flagEnded}, {n.TakeoverMS != 0, flagTakeover}, {n.UnorderedMS != 0, flagUnordered},
-		{n.PrevMS != 0, flagPrev}, {n.PrunedMS != 0, flagPruned}} {
+		{n.PrevMS != 0, flagPrev}, {n.PrunedMS != 0, flagPruned}, {len(n.Earlier) > 0, flagEarlier}, {n.Skewed, flagSkewed}} {
 		if f.on {
 			flags |= f.bit
 		}
@@ -91,6 +103,12 @@ func (n *NodeState) append(dst []byte) []byte {
 	if n.PrevMS != 0 {
 		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(n.PrevMS)), uint64(n.PrevOrder))
 		dst = appendString(dst, n.PrevTransport)
+	}
+	if len(n.Earlier) > 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(n.Earlier)))
+		for i := range n.Earlier {
+			dst = n.Earlier[i].append(dst)
+		}
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(n.Closes)))
 	for i := range n.Closes {
@@ -131,6 +149,35 @@ func (c *Connection) append(dst []byte) []byte {
 	}
 	if c.SessionExpiryS.Valid {
 		dst = binary.AppendUvarint(dst, uint64(c.SessionExpiryS.Value))
+	}
+	return dst
+}
+
+func (x *Earlier) append(dst []byte) []byte {
+	dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(x.OpenedMS)), uint64(x.Order))
+	var flags byte
+	keyIsTime := x.Key == strconv.FormatInt(x.OpenedMS, 10)
+	for _, f := range []struct {
+		on  bool
+		bit byte
+	}{{x.Seen, earlierSeen}, {keyIsTime, earlierKeyIsTime}, {x.Ended, earlierEnded}, {x.TakeoverMS != 0, earlierTakeover}} {
+		if f.on {
+			flags |= f.bit
+		}
+	}
+	dst = append(dst, flags)
+	if !keyIsTime {
+		dst = appendString(dst, x.Key)
+	}
+	if x.Seen {
+		dst = binary.AppendVarint(dst, x.ReceivedMS-x.OpenedMS)
+	}
+	if x.Ended {
+		dst = binary.AppendUvarint(binary.AppendVarint(dst, x.ClosedMS-x.OpenedMS), uint64(x.CloseOrder))
+		dst = append(dst, byte(x.Reason))
+	}
+	if x.TakeoverMS != 0 {
+		dst = binary.AppendUvarint(dst, uint64(x.TakeoverMS))
 	}
 	return dst
 }
@@ -255,6 +302,7 @@ func (r *reader) dialect() string {
 func (r *reader) node(n *NodeState) {
 	n.Node = r.string()
 	flags := r.byte()
+	n.Skewed = flags&flagSkewed != 0
 	if n.Known = flags&flagKnown != 0; n.Known {
 		r.conn(&n.Conn)
 	}
@@ -269,6 +317,14 @@ func (r *reader) node(n *NodeState) {
 	}
 	if flags&flagPrev != 0 {
 		n.PrevMS, n.PrevOrder, n.PrevTransport = r.int(), uint32(r.uvarint()), r.string()
+	}
+	if flags&flagEarlier != 0 {
+		c := r.count()
+		r.bad = r.bad || c == 0
+		n.Earlier = make([]Earlier, c)
+		for i := range n.Earlier {
+			r.earlier(&n.Earlier[i])
+		}
 	}
 	if c := r.count(); c > 0 {
 		n.Closes = make([]Close, c)
@@ -303,6 +359,26 @@ func (r *reader) conn(c *Connection) {
 	}
 	if flags&connExpiry != 0 {
 		c.SessionExpiryS = Some(uint32(r.uvarint()))
+	}
+}
+
+func (r *reader) earlier(x *Earlier) {
+	x.OpenedMS, x.Order = r.int(), uint32(r.uvarint())
+	flags := r.byte()
+	x.Seen, x.Ended = flags&earlierSeen != 0, flags&earlierEnded != 0
+	if flags&earlierKeyIsTime != 0 {
+		x.Key = strconv.FormatInt(x.OpenedMS, 10)
+	} else {
+		x.Key = r.string()
+	}
+	if x.Seen {
+		x.ReceivedMS = x.OpenedMS + r.varint()
+	}
+	if x.Ended {
+		x.ClosedMS, x.CloseOrder, x.Reason = x.OpenedMS+r.varint(), uint32(r.uvarint()), Reason(r.byte())
+	}
+	if flags&earlierTakeover != 0 {
+		x.TakeoverMS = r.int()
 	}
 }
 

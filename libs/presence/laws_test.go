@@ -11,12 +11,12 @@ import (
 
 // anyFact draws facts from few values, so that they meet: same keys, equal stamps, other nodes, all kinds and dialects, nonsense included.
 func anyFact(t *rapid.T) Fact {
-	ms := rapid.SampledFrom([]int64{0, 1, 1000, 1000, 1001, 2000, 2000, 3000, 5000, 9000, MaxAgeMS, MaxAgeMS + 2000, 2*MaxAgeMS + 5000})
+	ms := rapid.SampledFrom([]int64{0, 1, 1000, 1000, 1001, 2000, 2000, 3000, 5000, 9000, MaxAgeMS, MaxAgeMS + 2000, 2*MaxAgeMS + 5000, 2 * AWSSkewMS, 2*AWSSkewMS + 1000, 2*AWSSkewMS + 2000})
 	f := Fact{
 		Kind:          rapid.SampledFrom([]Kind{Opened, Opened, Opened, Closed, Closed, Closed, Closed, Observed, Forgotten, KindUnknown}).Draw(t, "kind"),
 		Cluster:       "default",
 		ClientID:      "c",
-		Dialect:       rapid.SampledFrom([]string{DialectEMQX, DialectEMQX50, DialectMosquitto20, "other"}).Draw(t, "dialect"),
+		Dialect:       rapid.SampledFrom([]string{DialectEMQX, DialectEMQX50, DialectMosquitto20, DialectAWS, DialectRMQTT, DialectTDMQ, "other"}).Draw(t, "dialect"),
 		Node:          rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "node"),
 		TimeMS:        ms.Draw(t, "time"),
 		Order:         rapid.Uint32Range(0, 4).Draw(t, "order"),
@@ -117,6 +117,9 @@ func TestCodecRoundTrip(t *testing.T) {
 func normal(n NodeState) NodeState {
 	if len(n.Closes) == 0 {
 		n.Closes = nil
+	}
+	if len(n.Earlier) == 0 {
+		n.Earlier = nil
 	}
 	return n
 }

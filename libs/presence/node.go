@@ -1,5 +1,7 @@
 package presence
 
+import "cmp"
+
 // NodeKind says what a node or feed fact asserts.
 type NodeKind uint8
 
@@ -59,11 +61,14 @@ type Node struct {
 	Name              string
 	Dialect           string
 	StartedMS         int64 // the floor: no connection of this node opened before it is alive (L6)
-	StartedReceivedMS int64
+	StartedReceivedMS int64 // the same instant on the bridge's clock
 	AliveMS           int64 // of the latest heartbeat, on the bridge's clock
 	UptimeMS          int64
 	GoneMS            int64 // when it left the broker's list, on the bridge's clock
 	SilentMS          int64 // when its silence was asserted, on the bridge's clock
+	SetBackFromMS     int64 // the latest time that its clock was set back, see [NodeFact]
+	SetBackToMS       int64
+	setBackReceivedMS int64
 }
 
 // Gone reports whether the node left the broker's list and no heartbeat has taken that back.
@@ -72,19 +77,40 @@ func (n *Node) Gone() bool { return n.GoneMS > n.AliveMS }
 // Silent reports whether the node is silent past its lease.
 func (n *Node) Silent() bool { return n.SilentMS > n.AliveMS }
 
+// setBackOver reports whether the node's clock was set back over a time, so that its stamps may be older than they look.
+func (n *Node) setBackOver(ms int64) bool {
+	return n != nil && n.SetBackToMS < ms && ms <= n.SetBackFromMS
+}
+
+func (n *Node) floorMS() int64 {
+	if n == nil {
+		return 0
+	}
+	return n.StartedMS
+}
+
 // Cluster is the small table of nodes and feeds of one MQTT broker cluster. The zero value is ready for use.
 type Cluster struct {
 	Nodes map[string]*Node
 	Feeds map[string]NodeFact // by bridge: the latest value
 }
 
-// Apply folds a node fact. It reports whether the status of any client may have changed: heartbeats alone change none.
+// node returns what is known of a node, nil if nothing is.
+func (c *Cluster) node(name string) *Node {
+	if c == nil {
+		return nil
+	}
+	return c.Nodes[name]
+}
+
+// Apply folds a node fact. It reports whether the status of any client may have changed: heartbeats alone change none. The table does not
+// depend on the order of the facts: of one kind the latest counts.
 func (c *Cluster) Apply(f *NodeFact) (affects bool) {
 	if f.Kind == Feed {
 		if c.Feeds == nil {
 			c.Feeds = map[string]NodeFact{}
 		}
-		if old, ok := c.Feeds[f.Bridge]; !ok || f.ReceivedMS >= old.ReceivedMS {
+		if old, ok := c.Feeds[f.Bridge]; !ok || compareFeed(f, &old) > 0 {
 			c.Feeds[f.Bridge] = *f
 		}
 		return false
@@ -100,19 +126,22 @@ func (c *Cluster) Apply(f *NodeFact) (affects bool) {
 		n = &Node{Name: f.Node}
 		c.Nodes[f.Node] = n
 	}
-	gone, silent, floor := n.Gone(), n.Silent(), n.StartedMS
-	if f.Dialect != "" {
-		n.Dialect = f.Dialect
-	}
+	before := *n
+	gone, silent := n.Gone(), n.Silent()
+	n.Dialect = max(n.Dialect, f.Dialect)
 	switch f.Kind {
 	case NodeAlive, NodeStarted:
-		if f.ReceivedMS > n.AliveMS {
+		if f.ReceivedMS > n.AliveMS || f.ReceivedMS == n.AliveMS && f.UptimeMS.Value > n.UptimeMS {
 			n.AliveMS, n.UptimeMS = f.ReceivedMS, f.UptimeMS.Value
 		}
 		// A heartbeat tells when the node booted as precisely as its clock runs; only the bridge, which saw the uptime go
-		// backwards, may raise the floor: a stepping clock is not a new generation.
-		if f.Kind == NodeStarted && f.StartedMS > n.StartedMS {
+		// backwards, may raise the floor: a stepping clock is not a new generation. Which generation is the latest is told
+		// by the bridge's clock, as the node's may have been set between the two.
+		if f.Kind == NodeStarted && (f.StartedReceivedMS > n.StartedReceivedMS || f.StartedReceivedMS == n.StartedReceivedMS && f.StartedMS > n.StartedMS) {
 			n.StartedMS, n.StartedReceivedMS = f.StartedMS, f.StartedReceivedMS
+		}
+		if f.SetBackFromMS != 0 && compareSetBack(f, n) > 0 {
+			n.SetBackFromMS, n.SetBackToMS, n.setBackReceivedMS = f.SetBackFromMS, f.SetBackToMS, f.ReceivedMS
 		}
 	case NodeGone:
 		n.GoneMS = max(n.GoneMS, f.ReceivedMS)
@@ -120,7 +149,20 @@ func (c *Cluster) Apply(f *NodeFact) (affects bool) {
 		n.SilentMS = max(n.SilentMS, f.ReceivedMS)
 	case NodeUnknown, Feed:
 	}
-	return gone != n.Gone() || silent != n.Silent() || floor != n.StartedMS
+	return gone != n.Gone() || silent != n.Silent() || before.StartedMS != n.StartedMS || before.StartedReceivedMS != n.StartedReceivedMS ||
+		before.SetBackFromMS != n.SetBackFromMS || before.SetBackToMS != n.SetBackToMS
+}
+
+func compareSetBack(f *NodeFact, n *Node) int {
+	return cmp.Or(cmp.Compare(f.ReceivedMS, n.setBackReceivedMS), cmp.Compare(f.SetBackFromMS, n.SetBackFromMS), cmp.Compare(n.SetBackToMS, f.SetBackToMS))
+}
+
+// compareFeed orders the values of one bridge's feed: the latest counts, and of two of one instant, by what they say.
+func compareFeed(a, b *NodeFact) int {
+	return cmp.Or(cmp.Compare(a.ReceivedMS, b.ReceivedMS), cmp.Compare(a.DroppedCount, b.DroppedCount), cmp.Compare(a.GapFromMS, b.GapFromMS),
+		cmp.Compare(a.GapToMS, b.GapToMS), cmp.Compare(a.ResyncedMS, b.ResyncedMS), cmp.Compare(a.CompleteSinceMS, b.CompleteSinceMS),
+		cmp.Compare(a.DroppedFromMS, b.DroppedFromMS), cmp.Compare(a.DroppedToMS, b.DroppedToMS), cmp.Compare(a.LeaseMS, b.LeaseMS),
+		cmp.Compare(a.TimeMS, b.TimeMS), cmp.Compare(a.Dialect, b.Dialect), cmp.Compare(a.ID, b.ID))
 }
 
 // FeedComplete reports whether some bridge has received everything since every known node's generation began, so that a client
@@ -148,8 +190,13 @@ func (c *Cluster) FeedGap() (fromMS, toMS int64, open bool) {
 		if from == 0 || to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) {
 			return 0, 0, false
 		}
-		if !open || from > fromMS {
+		switch {
+		case !open:
 			fromMS, toMS = from, to
+		case to == 0 || toMS == 0:
+			fromMS, toMS = min(fromMS, from), 0
+		default:
+			fromMS, toMS = min(fromMS, from), max(toMS, to)
 		}
 		open = true
 	}
@@ -169,6 +216,19 @@ func (c *Cluster) startedSince(ms int64) bool {
 		any = true
 	}
 	return any
+}
+
+// restartedSince reports whether any node began its generation after ms, on the bridge's clock.
+func (c *Cluster) restartedSince(ms int64) bool {
+	if c == nil {
+		return false
+	}
+	for _, n := range c.Nodes {
+		if n.StartedReceivedMS > ms {
+			return true
+		}
+	}
+	return false
 }
 
 // startedAfter returns the latest start of a generation if every node that is still there began its own after ms: after ms by its own clock

@@ -14,6 +14,7 @@ const (
 type Profile struct {
 	Key              KeyKind
 	ClosedOnTakeover bool // a connection that is taken over gets a Closed
+	NamesOpening     bool // a Closed with a key tells when its connection opened
 	OrderedFeed      bool // the stamps of one node's events are in the order in which things happened to a client
 	// Certain are the reasons that, in an unkeyed Closed of an ordered feed, can only come from the open connection.
 	Certain ReasonSet
@@ -70,9 +71,9 @@ const AWSSkewMS = 240_000
 func ProfileOf(dialect string) Profile {
 	switch dialect {
 	case DialectEMQX:
-		return Profile{Key: KeyUnique, ClosedOnTakeover: true}
+		return Profile{Key: KeyUnique, ClosedOnTakeover: true, NamesOpening: true}
 	case DialectEMQX50, DialectEMQX43:
-		return Profile{Key: KeyUnique}
+		return Profile{Key: KeyUnique, NamesOpening: true}
 	case DialectEMQX40:
 		// Neither a refused CONNECT nor a takeover emits anything, and a node's Closed is stamped by the connection's own process
 		// before its successor's Opened: whatever ends on a node is the connection that opened there last.
@@ -82,7 +83,7 @@ func ProfileOf(dialect string) Profile {
 	case DialectRMQTT:
 		return Profile{Key: KeyReusable, ClosedOnTakeover: true}
 	case DialectTDMQ:
-		return Profile{Key: KeyUnique, ClosedOnTakeover: true}
+		return Profile{Key: KeyUnique, ClosedOnTakeover: true, NamesOpening: true}
 	case DialectMosquitto20:
 		return Profile{
 			Key: KeyNone, OrderedFeed: true,
@@ -99,7 +100,7 @@ func ProfileOf(dialect string) Profile {
 	case DialectNanoMQ:
 		return Profile{Key: KeyNone, SilentPersistent: true}
 	case DialectAWS:
-		return Profile{Key: KeyUnique, ClosedOnTakeover: true, SkewMS: AWSSkewMS}
+		return Profile{Key: KeyUnique, ClosedOnTakeover: true, SkewMS: skewMS(dialect)}
 	case DialectStatusTopic:
 		// The broker keeps the order of one topic's messages; a clean goodbye is written by the device itself, a will may come
 		// late, from the connection before.
@@ -113,4 +114,12 @@ func ProfileOf(dialect string) Profile {
 	default:
 		return Profile{Key: KeyUnique}
 	}
+}
+
+// skewMS is Profile.SkewMS, where nothing else of the profile is needed.
+func skewMS(dialect string) int64 {
+	if dialect == DialectAWS {
+		return AWSSkewMS
+	}
+	return 0
 }

@@ -106,7 +106,10 @@ func (s *script) fact(t *testing.T, kind string, a map[string]string) Fact {
 	if a["dialect"] != "" {
 		f.Dialect = a["dialect"]
 	}
-	keyed := ProfileOf(f.Dialect).Key == KeyUnique && f.Dialect != "keyed"
+	if a["clean"] != "" {
+		f.CleanStart = Some(a["clean"] == "true")
+	}
+	keyed := ProfileOf(f.Dialect).NamesOpening
 	switch kind {
 	case "opened":
 		f.Kind = Opened
@@ -131,7 +134,11 @@ func (s *script) fact(t *testing.T, kind string, a map[string]string) Fact {
 
 func (s *script) nodeFact(t *testing.T, kind string, a map[string]string) (NodeFact, bool) {
 	f := NodeFact{Cluster: "default", Node: a["node"], Bridge: "b", ReceivedMS: number(t, a["received"]), StartedMS: number(t, a["started"]),
-		StartedReceivedMS: number(t, a["started"]), CompleteSinceMS: number(t, a["complete"]), GapFromMS: number(t, a["from"]), GapToMS: number(t, a["to"])}
+		StartedReceivedMS: number(t, a["started"]), CompleteSinceMS: number(t, a["complete"]), GapFromMS: number(t, a["from"]), GapToMS: number(t, a["to"]),
+		SetBackFromMS: number(t, a["back-from"]), SetBackToMS: number(t, a["back-to"])}
+	if a["started-received"] != "" {
+		f.StartedReceivedMS = number(t, a["started-received"])
+	}
 	name, ok := strings.CutPrefix(kind, "node-")
 	if !ok && kind != "feed" {
 		return f, false

@@ -5,6 +5,7 @@ import "slices"
 // Bounds of the state (L8).
 const (
 	MaxCloses       = 16                  // Closed kept per node that may concern a later connection
+	MaxEarlier      = 4                   // connections with a unique key kept per node besides the newest
 	MaxObservations = 4                   // Observed kept per client
 	MaxAgeMS        = 24 * 60 * 60 * 1000 // a node's facts older than the client's newest Opened by more are dropped
 )
@@ -38,6 +39,22 @@ type Close struct {
 	ReceivedMS int64
 }
 
+// Earlier is a connection with a unique key that is older than the newest of its node, by the node's clock. It matters where that clock does not
+// tell which of two came last: it was set back, both opened in one millisecond, or the stamps are not of one clock.
+type Earlier struct {
+	Key        string
+	OpenedMS   int64
+	Order      uint32
+	Seen       bool
+	ReceivedMS int64 // of the Opened, if seen
+
+	Ended      bool // by a Closed that tells when its connection opened
+	ClosedMS   int64
+	CloseOrder uint32
+	Reason     Reason
+	TakeoverMS int64 // latest Closed by takeover, 0 if there was none
+}
+
 // Observation is an Observed as the state keeps it.
 type Observation struct {
 	Online       bool
@@ -50,19 +67,23 @@ type Observation struct {
 
 // NodeState is what a client's state keeps of one node.
 type NodeState struct {
-	Node  string
-	Known bool       // a connection is known, Conn is it
-	Conn  Connection // the newest by the node's own clock
-	Ended bool       // End ends Conn: a Closed that tells when its connection opened
-	End   Close      // the earliest, if the broker sent several
+	Node   string
+	Skewed bool       // its stamps are not of one clock
+	Known  bool       // a connection is known, Conn is it
+	Conn   Connection // the newest by the node's own clock
+	Ended  bool       // End ends Conn: a Closed that tells when its connection opened
+	End    Close      // the earliest, if the broker sent several
 	// TakeoverMS is the latest Closed of Conn by takeover, 0 if there was none: it proves a successor even if Conn had ended before.
 	TakeoverMS int64
-	// UnorderedMS equals Conn.OpenedMS if an Opened with that stamp had no order, so that closes with the stamp decide nothing; else 0.
+	// UnorderedMS equals Conn.OpenedMS if an Opened with that stamp had no order, so that closes with the stamp decide nothing, or if another
+	// with a reusable key had the same; else 0.
 	UnorderedMS int64
 	// PrevMS, PrevOrder and PrevTransport are of the second newest Opened; kept for dialects without a key only.
 	PrevMS        int64
 	PrevOrder     uint32
 	PrevTransport string
+	// Earlier are the newest connections with a unique key below Conn; ascending.
+	Earlier []Earlier
 	// Closes are the newest Closed that may end Conn or concern a later connection; ascending.
 	Closes []Close
 	// PrunedMS and PrunedOrder are of the newest Closed that did not fit; 0 if all fitted.
@@ -132,6 +153,14 @@ func compareConn(a, b *Connection) int {
 	return cmpInt(int64(ProfileOf(a.Dialect).Key), int64(ProfileOf(b.Dialect).Key))
 }
 
+// compareEarlier orders as compareConn does; all of them have unique keys.
+func compareEarlier(a, b *Earlier) int {
+	if c := compareStamp(a.OpenedMS, a.Order, b.OpenedMS, b.Order); c != 0 {
+		return c
+	}
+	return cmpString(a.Key, b.Key)
+}
+
 // compareClose orders closes of one node; zero only for closes that differ in nothing but their reception.
 func compareClose(a, b *Close) int {
 	if c := compareCloseStamp(a.ClosedMS, a.Order, b.ClosedMS, b.Order); c != 0 {
@@ -166,10 +195,11 @@ func boolInt(b bool) int {
 	return 0
 }
 
-// before reports whether a close is known to precede the opening of a connection: without orders, equal stamps tell nothing.
+// before reports whether a close is known to precede the opening of a connection: without orders, equal stamps tell nothing. Where stamps are
+// not of one clock, a Closed may bear one as far below its own Opened's as two can be apart, and that as far below another's.
 func (c *Close) before(o *Connection) bool {
-	if c.ClosedMS != o.OpenedMS {
-		return c.ClosedMS < o.OpenedMS
+	if ms := o.OpenedMS - 2*skewMS(o.Dialect); c.ClosedMS != ms {
+		return c.ClosedMS < ms
 	}
 	return c.Order != 0 && o.Order != 0 && c.Order < o.Order
 }
@@ -182,11 +212,18 @@ func (c *Close) after(o *Connection) bool {
 	return c.Order != 0 && o.Order != 0 && c.Order > o.Order
 }
 
-// node returns the state of a node, made if absent.
-func (s *State) node(name string) *NodeState {
-	i, ok := slices.BinarySearchFunc(s.Nodes, name, func(n NodeState, name string) int { return cmpString(n.Node, name) })
+// node returns the state of a node, made if absent. Dialects whose stamps are not of one clock have nodes of their own: their stamps compare
+// with no others.
+func (s *State) node(name, dialect string) *NodeState {
+	want := NodeState{Node: name, Skewed: skewMS(dialect) != 0}
+	i, ok := slices.BinarySearchFunc(s.Nodes, want, func(a, b NodeState) int {
+		if c := cmpString(a.Node, b.Node); c != 0 {
+			return c
+		}
+		return boolInt(a.Skewed) - boolInt(b.Skewed)
+	})
 	if !ok {
-		s.Nodes = slices.Insert(s.Nodes, i, NodeState{Node: name})
+		s.Nodes = slices.Insert(s.Nodes, i, want)
 	}
 	return &s.Nodes[i]
 }
@@ -195,8 +232,8 @@ func (s *State) node(name string) *NodeState {
 func (s *State) newestOpenedMS() int64 {
 	var m int64
 	for i := range s.Nodes {
-		if n := &s.Nodes[i]; n.Known && n.Conn.OpenedMS > m {
-			m = n.Conn.OpenedMS
+		if n := &s.Nodes[i]; n.Known {
+			m = max(m, n.Conn.OpenedMS)
 		}
 	}
 	return m

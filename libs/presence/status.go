@@ -1,5 +1,7 @@
 package presence
 
+import "slices"
+
 // Presence is the answer's word.
 type Presence uint8
 
@@ -72,46 +74,49 @@ const (
 	open      ending = iota
 	ended            // by a Closed
 	restarted        // by a newer generation of its node
-	ambiguous        // a Closed may have ended it
-	undecided        // a Closed with the same stamp
+	denied           // by the broker's answer to a query
+	ambiguous        // a Closed may have ended it, or its end may be silent
+	undecided        // a Closed with the same stamp, or a clock that was set back
 	replaced         // a takeover was announced, its Opened has not come
 	pruned           // what would decide was dropped
 )
 
-// end is one node's newest connection with its end.
+// end is one node's current connection with its end.
 type end struct {
-	node      *NodeState
-	conn      *Connection
-	state     ending
-	sinceMS   int64
-	reason    Reason
-	raw       string
-	takeover  int64    // latest Closed by takeover, 0 if none
-	belief    Presence // for ambiguous and undecided
-	profile   Profile
-	nodeTable *Node
+	node       *NodeState
+	conn       *Connection
+	state      ending
+	sinceMS    int64
+	reason     Reason
+	raw        string
+	receivedMS int64    // of the Closed that ended it
+	takeover   int64    // latest Closed by takeover, 0 if none
+	belief     Presence // for ambiguous and undecided
+	profile    Profile
+	nodeTable  *Node
 }
 
 // Status computes a client's status from its state and the table of its cluster's nodes. allowanceMS bounds the skew between two nodes'
-// clocks that is thought possible. It neither changes nor keeps its arguments, apart from Verdict.Conn, which points into the state.
+// clocks that is thought possible. It neither changes nor keeps its arguments, apart from Verdict.Conn, which may point into the state.
 func Status(s *State, c *Cluster, allowanceMS int64) Verdict {
 	ends := make([]end, 0, 4)
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
-		var t *Node
-		if c != nil {
-			t = c.Nodes[n.Node]
-		}
-		ends = append(ends, n.ending(t))
+		e := n.ending(c.node(n.Node))
+		s.observe(&e)
+		ends = append(ends, e)
 	}
 	v, decided := decide(ends, c, allowanceMS)
-	if o := newestObservation(s, ends); o != nil && (!decided || v.Status != Offline || o.Online) {
-		return observed(o, v)
+	if o := s.seenOnline(ends); o != nil && v.Status != Online {
+		return c.observedOnline(o, v)
 	}
-	if !decided {
-		return neverSeen(c)
+	if decided {
+		return v
 	}
-	return v
+	if n := len(s.Observed); n > 0 && !s.Observed[n-1].Online {
+		return Verdict{Status: Offline, Belief: Offline, Reason: BrokerObserved, SinceMS: s.Observed[n-1].QueryStartMS}
+	}
+	return neverSeen(c)
 }
 
 func neverSeen(c *Cluster) Verdict {
@@ -148,7 +153,7 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 		return l.openVerdict(), true
 	}
 	// A connection without an end, and a newer one, elsewhere, that ended.
-	near := n.conn.OpenedMS-l.conn.OpenedMS <= allowanceMS
+	near := n.conn.OpenedMS-l.conn.OpenedMS <= max(allowanceMS, n.profile.SkewMS)
 	switch {
 	case n.profile.ClosedOnTakeover && near:
 		// By its key the older one is open: with a Closed for every takeover it is the newer in truth, or was opened in between.
@@ -160,7 +165,11 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 	case near:
 		return n.verdict(Unknown, Offline, OrderUndecided, n.sinceMS), true
 	}
-	return n.closedVerdict(ends, c, allowanceMS), true
+	v := n.closedVerdict(ends, c, allowanceMS)
+	if v.Status == Offline && v.Reason == ConnectionClosed {
+		v.Reason = ConnectionSuperseded
+	}
+	return v, true
 }
 
 // doubtful reports whether the end of the newest connection cannot be told by the facts.
@@ -178,6 +187,8 @@ func (e *end) openVerdict() Verdict {
 		return e.verdict(Unknown, Offline, NodeIsGone, e.nodeTable.GoneMS)
 	case e.nodeTable != nil && e.nodeTable.Silent():
 		return e.verdict(Unknown, Online, NodeIsSilent, e.nodeTable.SilentMS)
+	case e.profile.SilentPersistent && !e.conn.CleanStart.Value:
+		return e.verdict(Unknown, Online, CloseAmbiguous, e.conn.OpenedMS)
 	}
 	return e.verdict(Online, Online, Connected, e.conn.OpenedMS)
 }
@@ -194,6 +205,8 @@ func (e *end) closedVerdict(ends []end, c *Cluster, allowanceMS int64) Verdict {
 		return e.verdict(Unknown, Offline, HistoryPruned, e.sinceMS)
 	case replaced:
 		return e.unseenVerdict(c, allowanceMS)
+	case denied:
+		return e.verdict(Offline, Offline, BrokerObserved, e.sinceMS)
 	case ended, restarted:
 	}
 	for i := range ends {
@@ -230,7 +243,7 @@ func (e *end) unseenVerdict(c *Cluster, allowanceMS int64) Verdict {
 	return e.verdict(Unknown, Online, SuccessorUnseen, e.takeover)
 }
 
-// ending derives how the node's newest connection stands. The zero connection stands for one whose Opened and key are unknown.
+// ending derives how the node's current connection stands. The zero connection stands for one whose Opened and key are unknown.
 func (n *NodeState) ending(t *Node) end {
 	e := end{node: n, conn: &n.Conn, nodeTable: t, sinceMS: n.Conn.OpenedMS}
 	switch {
@@ -241,55 +254,213 @@ func (n *NodeState) ending(t *Node) end {
 	}
 	switch {
 	case n.Ended:
-		e.state, e.sinceMS, e.reason, e.raw, e.takeover = ended, n.End.ClosedMS, n.End.Reason, n.End.RawReason, n.TakeoverMS
+		e.end(&n.End)
+		e.takeover = max(e.takeover, n.TakeoverMS)
 	case e.profile.Key == KeyNone:
 		n.unkeyedEnding(&e)
 	default:
 		n.keyedEnding(&e)
 	}
-	if t != nil && e.state != ended && n.lastMS() < t.StartedMS && e.takeover < t.StartedMS {
+	if n.Known && len(n.Earlier) > 0 {
+		n.reconsider(&e)
+	}
+	if n.Known && t.setBackOver(n.Conn.OpenedMS) {
+		n.afterSetBack(&e)
+	}
+	if e.state == ended && e.profile.Key == KeyReusable && n.UnorderedMS != 0 {
+		e.state, e.belief = undecided, Online
+	}
+	if e.state != ended && e.takeover < t.floorMS() && n.diedWith(&e) {
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
 	}
 	return e
 }
 
-// lastMS is when the newest connection opened, or, if no Opened is known, when the newest Closed came: what was open then opened before.
-func (n *NodeState) lastMS() int64 {
-	if !n.Known && len(n.Closes) > 0 {
-		return n.Closes[len(n.Closes)-1].ClosedMS
+// diedWith reports whether a newer generation of the node ended the connection (L6): it opened before that began, by the node's clock or, as
+// that may have been set, by the bridge's. If no Opened is known, what was open opened before the newest Closed.
+func (n *NodeState) diedWith(e *end) bool {
+	t := e.nodeTable
+	if !n.Known {
+		return len(n.Closes) == 0 || n.Closes[len(n.Closes)-1].ClosedMS < t.StartedMS
 	}
-	return n.Conn.OpenedMS
+	received := e.conn.Seen && t.StartedReceivedMS != 0
+	if received && e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS {
+		return true
+	}
+	if e.conn.OpenedMS >= t.StartedMS {
+		return false
+	}
+	// After the boot the clock was set back: a stamp below the boot's may be of after it.
+	return !received || !t.setBackOver(e.conn.OpenedMS) && !t.setBackOver(t.StartedMS) || e.conn.ReceivedMS <= t.StartedReceivedMS+SettleMS
+}
+
+// reconsider looks whether the newest connection by stamp is the current one where stamps do not tell: within the skew of a node that hides many
+// machines, or in one millisecond.
+func (n *NodeState) reconsider(e *end) {
+	var alive, closed, last *Earlier
+	for i := range n.Earlier {
+		x := &n.Earlier[i]
+		if x.OpenedMS < n.Conn.OpenedMS-e.profile.SkewMS {
+			continue
+		}
+		if x.Order > n.Conn.Order && (last == nil || x.Order > last.Order) {
+			last = x
+		}
+		switch ended, takenOver := n.earlierEnded(x); {
+		case x.Seen && !ended:
+			alive = x
+		case ended && !takenOver:
+			closed = x
+		}
+	}
+	switch {
+	case n.Skewed && last != nil && n.Conn.Order != 0:
+		// The broker numbers the connections of a client.
+		n.become(e, last)
+	case e.state != ended:
+	case alive == nil:
+		// Of several that ended, the last is one that was not taken over.
+		if e.takeover != 0 && closed != nil {
+			n.become(e, closed)
+		}
+	case n.Skewed && n.Conn.Order != 0 && alive.Order != 0:
+		// It has a smaller number than the newest: its end is only late.
+	case e.profile.ClosedOnTakeover:
+		n.become(e, alive)
+	default:
+		e.state, e.belief = undecided, Online
+	}
+}
+
+// earlierEnded reports whether an earlier connection has a Closed, and whether one by takeover.
+func (n *NodeState) earlierEnded(x *Earlier) (ended, takenOver bool) {
+	ended, takenOver = x.Ended, x.TakeoverMS != 0
+	for i := range n.Closes {
+		if c := &n.Closes[i]; c.Key == x.Key {
+			ended, takenOver = true, takenOver || c.Reason.Takeover()
+		}
+	}
+	return ended, takenOver
+}
+
+// become makes an earlier connection the node's current one.
+func (n *NodeState) become(e *end, x *Earlier) {
+	*e = end{node: n, nodeTable: e.nodeTable, profile: e.profile, sinceMS: x.OpenedMS,
+		conn: &Connection{Key: x.Key, Dialect: n.Conn.Dialect, OpenedMS: x.OpenedMS, Order: x.Order, Seen: x.Seen, ReceivedMS: x.ReceivedMS}}
+	if x.Ended {
+		e.end(&Close{ClosedMS: x.ClosedMS, Reason: x.Reason})
+		e.takeover = x.TakeoverMS
+		return
+	}
+	for i := range n.Closes {
+		if c := &n.Closes[i]; c.Key == x.Key && e.state == open {
+			e.end(c)
+		}
+	}
+}
+
+// afterSetBack decides for a node whose clock was set back over the newest connection's stamp: any connection opened since then has a smaller
+// one. What came last to the bridge is the current one, if its dialect tells which Closed is whose.
+func (n *NodeState) afterSetBack(e *end) {
+	received := n.Conn.ReceivedMS
+	if !n.Conn.Seen {
+		received = n.End.ReceivedMS
+	}
+	var last, alive *Earlier
+	for i := range n.Earlier {
+		x := &n.Earlier[i]
+		if !x.Seen || x.ReceivedMS <= received {
+			continue
+		}
+		if last == nil || x.ReceivedMS > last.ReceivedMS {
+			last = x
+		}
+		if !x.Ended && (alive == nil || x.ReceivedMS > alive.ReceivedMS) {
+			alive = x
+		}
+	}
+	full := len(n.Earlier) == MaxEarlier && n.Earlier[0].OpenedMS > e.nodeTable.SetBackToMS
+	switch {
+	case !e.profile.NamesOpening:
+		if e.state == ended || !e.profile.ClosedOnTakeover {
+			e.belief = Online
+			if e.state == ended {
+				e.belief = Offline
+			}
+			e.state = undecided
+		}
+	case e.profile.ClosedOnTakeover && e.state != ended:
+		// Had another one followed, this one would have been taken over.
+	case e.profile.ClosedOnTakeover && alive != nil:
+		n.become(e, alive)
+	case full:
+		e.state = pruned
+	case last == nil:
+	case e.profile.ClosedOnTakeover || last.Ended == (e.state == ended):
+		n.become(e, last)
+	default:
+		// Without a Closed for a takeover, all hangs on which came last, and a delay may have turned that around.
+		n.become(e, last)
+		e.belief = Online
+		if e.state == ended {
+			e.belief = Offline
+		}
+		e.state = undecided
+	}
 }
 
 // keyedEnding looks for the connection's Closed among those that carry a key but no opening time.
 func (n *NodeState) keyedEnding(e *end) {
 	if !n.Known {
 		// Only closes: whichever connections they name are over, and none is known to be open.
-		c := &n.Closes[len(n.Closes)-1]
-		e.end(c)
+		e.end(&n.Closes[len(n.Closes)-1])
 		return
 	}
+	var doubt, takeover *Close
 	for i := range n.Closes {
 		c := &n.Closes[i]
-		if c.Key != n.Conn.Key || c.Key == "" { // those before the opening are not kept
-			continue
-		}
-		if e.state == open {
-			e.end(c)
-		}
-		if c.Reason.Takeover() {
-			e.takeover = c.ClosedMS
+		switch {
+		case c.Key == n.Conn.Key && c.Key != "": // those before the opening are not kept
+			if e.state == open {
+				e.end(c)
+			}
+			if c.Reason.Takeover() {
+				e.takeover = c.ClosedMS
+			}
+		case c.Key == "" && c.Reason.Takeover():
+			takeover = c
+		case c.Key == "" && doubt == nil:
+			doubt = c
 		}
 	}
-	if e.state == open && n.PrunedMS != 0 {
+	if e.state != open {
+		return
+	}
+	switch {
+	case n.PrunedMS != 0:
 		e.state, e.sinceMS = pruned, n.PrunedMS
+	case takeover != nil && takeover.after(&n.Conn):
+		e.state, e.takeover, e.sinceMS = replaced, takeover.ClosedMS, takeover.ClosedMS
+	case doubt != nil:
+		e.doubt(doubt)
 	}
 }
 
 func (e *end) end(c *Close) {
-	e.state, e.sinceMS, e.reason, e.raw = ended, c.ClosedMS, c.Reason, c.RawReason
+	e.state, e.sinceMS, e.reason, e.raw, e.receivedMS = ended, c.ClosedMS, c.Reason, c.RawReason, c.ReceivedMS
 	if c.Reason.Takeover() {
 		e.takeover = c.ClosedMS
+	}
+}
+
+// doubt notes a Closed that names no connection and may be of this one or of another.
+func (e *end) doubt(c *Close) {
+	e.end(c)
+	e.state, e.belief = ambiguous, Offline
+	// A stranger's refused CONNECT says nothing about the connection; a Closed right after the opening is more likely the late end of
+	// the connection before it.
+	if e.node.Known && (c.Reason == ReasonNotAuthorized || c.ClosedMS-e.conn.OpenedMS <= DefaultAllowanceMS) {
+		e.belief = Online
 	}
 }
 
@@ -330,49 +501,86 @@ func (n *NodeState) unkeyedEnding(e *end) {
 	case n.PrunedMS != 0:
 		e.state, e.sinceMS = pruned, n.PrunedMS
 	case doubt != nil:
-		e.end(doubt)
-		e.state, e.belief = ambiguous, Offline
-		// A stranger's refused CONNECT says nothing about the connection; a Closed right after the opening is more likely the late
-		// end of the connection before it.
-		if n.Known && (doubt.Reason == ReasonNotAuthorized || doubt.ClosedMS-n.Conn.OpenedMS <= DefaultAllowanceMS) {
-			e.belief = Online
-		}
+		e.doubt(doubt)
 	case tie != nil:
 		e.end(tie)
 		e.state, e.belief = undecided, Online
 	}
 }
 
-// newestObservation returns the newest answer of the broker that may count against what the facts say: a connection whose Opened was
-// received less than the settle time before the query began, or after it, is out of its reach (L5).
-func newestObservation(s *State, ends []end) *Observation {
+// observe weighs the broker's answers against one connection (L5): it counts if the connection's Opened was received at least the settle time
+// before the query began. An answer that the client is offline, or online with another connection, ends it; one that names it takes
+// away doubts about a Closed from before.
+func (s *State) observe(e *end) {
+	if !e.node.Known || !e.conn.Seen || e.state == ended || e.state == restarted {
+		return
+	}
+	for i := range s.Observed {
+		o := &s.Observed[i]
+		if e.conn.ReceivedMS > o.QueryStartMS-SettleMS {
+			continue
+		}
+		switch {
+		case !o.Online || o.Key != "" && o.Key != e.conn.Key:
+			e.state, e.sinceMS, e.takeover = denied, o.QueryStartMS, 0
+		case o.Key != "" && e.receivedMS != 0 && e.receivedMS <= o.QueryStartMS-SettleMS && e.doubtful():
+			e.state, e.takeover = open, 0
+		}
+	}
+}
+
+// seenOnline returns the broker's newest answer if it says that the client is online and nothing newer contradicts it: a connection whose Opened
+// was received less than the settle time before the query began, or since, decides by itself, and so does a Closed, unless the answer names
+// a connection that is known not to be the closed one.
+func (s *State) seenOnline(ends []end) *Observation {
 	if len(s.Observed) == 0 {
 		return nil
 	}
 	o := &s.Observed[len(s.Observed)-1]
+	if !o.Online {
+		return nil
+	}
 	for i := range ends {
 		e := &ends[i]
 		if e.node.Known && e.conn.Seen && e.conn.ReceivedMS > o.QueryStartMS-SettleMS {
 			return nil
 		}
-		if o.Online && o.Key != "" && o.Key == e.conn.Key && e.state == ended {
+		if o.Key != "" && e.node.hasClosed(o.Key) || o.Key == "" && e.receivedMS > o.QueryStartMS-SettleMS {
 			return nil
 		}
 	}
 	return o
 }
 
-func observed(o *Observation, v Verdict) Verdict {
-	p := Offline
-	if o.Online {
-		p = Online
+// hasClosed reports whether a connection of the node is known to have ended by its key.
+func (n *NodeState) hasClosed(key string) bool {
+	return n.Known && n.Ended && n.Conn.Key == key ||
+		slices.ContainsFunc(n.Closes, func(c Close) bool { return c.Key == key }) ||
+		slices.ContainsFunc(n.Earlier, func(x Earlier) bool { return x.Key == key && x.Ended })
+}
+
+// observedOnline is the status after the broker said that the client is online, where the facts alone say otherwise. What befell the node
+// since then counts.
+func (c *Cluster) observedOnline(o *Observation, v Verdict) Verdict {
+	if v.Conn == nil || v.Status == Offline || o.Key != "" && o.Key != v.Conn.Key {
+		v.Conn, v.Node = &Connection{Key: o.Key}, o.Node
 	}
-	if v.Status == p {
-		return v
-	}
-	v.Status, v.Belief, v.Reason, v.SinceMS = p, p, BrokerObserved, o.QueryStartMS
-	if o.Node != "" {
-		v.Node = o.Node
+	v.Status, v.Belief, v.Reason, v.SinceMS, v.Close, v.Raw = Online, Online, BrokerObserved, o.QueryStartMS, ReasonUnknown, ""
+	t := c.node(o.Node)
+	switch {
+	case o.Node == "" && c.restartedSince(o.QueryStartMS):
+		// It may have been on the node that has restarted.
+		v.Status, v.Belief, v.Reason = Unknown, Offline, NodeRestarted
+		if c.startedSince(o.QueryStartMS) {
+			v.Status = Offline
+		}
+	case t == nil:
+	case t.StartedReceivedMS > o.QueryStartMS:
+		v.Status, v.Belief, v.Reason, v.SinceMS = Offline, Offline, NodeRestarted, t.StartedMS
+	case t.GoneMS > o.QueryStartMS && t.Gone():
+		v.Status, v.Belief, v.Reason, v.SinceMS = Unknown, Offline, NodeIsGone, t.GoneMS
+	case t.SilentMS > o.QueryStartMS && t.Silent():
+		v.Status, v.Belief, v.Reason, v.SinceMS = Unknown, Online, NodeIsSilent, t.SilentMS
 	}
 	return v
 }
