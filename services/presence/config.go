@@ -24,7 +24,10 @@ type Config struct {
 	Cluster string `conf:"cluster" usage:"name of the MQTT broker cluster, 1 to 63 of a-z, 0-9 and -"`
 
 	MQTTAddr      string        `conf:"mqtt-addr" usage:"listen address of the embedded MQTT broker"`
+	MQTTWSAddr    string        `conf:"mqtt-ws-addr" usage:"listen address of the embedded MQTT broker for MQTT over WebSocket, such as 127.0.0.1:8084; empty: none"`
 	MQTTHeartbeat time.Duration `conf:"mqtt-heartbeat" usage:"time between two heartbeats of the embedded MQTT broker"`
+	// LateDisconnects is for tests, see [broker.Config].
+	LateDisconnects bool `conf:"-"`
 	// MQTT.URLs is empty for the embedded broker.
 	MQTT         bridge.MQTTConfig
 	MQTTPassword service.Secret `conf:"mqtt-password" secret:"true" usage:"MQTT password"`
@@ -72,6 +75,9 @@ func (c Config) Validate() error {
 	}
 	if c.embedsBroker() {
 		errs = append(errs, checkAddr("mqtt-addr", c.MQTTAddr))
+		if c.MQTTWSAddr != "" {
+			errs = append(errs, checkAddr("mqtt-ws-addr", c.MQTTWSAddr))
+		}
 		if c.MQTTHeartbeat <= 0 {
 			errs = append(errs, fmt.Errorf("mqtt-heartbeat: %v is not positive; use for example 5s", c.MQTTHeartbeat))
 		}
@@ -155,7 +161,8 @@ func (c Config) embeddedKafka() kafka.Config {
 
 func (c Config) broker(open <-chan struct{}, onDrop func(broker.Drop)) broker.Config {
 	b := broker.DefaultConfig()
-	b.Addr, b.HeartbeatInterval, b.Open, b.OnDrop = c.MQTTAddr, c.MQTTHeartbeat, open, onDrop
+	b.Addr, b.WSAddr, b.HeartbeatInterval, b.Open, b.OnDrop = c.MQTTAddr, c.MQTTWSAddr, c.MQTTHeartbeat, open, onDrop
+	b.LateDisconnects = c.LateDisconnects
 	return b
 }
 

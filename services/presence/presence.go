@@ -134,7 +134,7 @@ func (p *Presence) build(kafkaConfig eventlog.Config) error {
 			return err
 		}
 		if err := p.broker.Listen(); err != nil {
-			return fmt.Errorf("%w; free it, set another with --mqtt-addr, or name a broker with --mqtt-url", err)
+			return fmt.Errorf("%w; free it, set another with --mqtt-addr or --mqtt-ws-addr, or name a broker with --mqtt-url", err)
 		}
 	}
 	p.admin = service.NewAdmin(p.cfg.Admin.Addr, reg, p.log)
@@ -241,6 +241,22 @@ func (p *Presence) MQTTAddr() string {
 		return ""
 	}
 	return p.broker.Addr().String()
+}
+
+// MQTTWSAddr is the address of the embedded MQTT broker for MQTT over WebSocket, empty if there is none.
+func (p *Presence) MQTTWSAddr() string {
+	if p.broker == nil || p.broker.WSAddr() == nil {
+		return ""
+	}
+	return p.broker.WSAddr().String()
+}
+
+// MQTTClients returns the IDs of the clients that the embedded MQTT broker has a connection of, by its own table, in no order.
+func (p *Presence) MQTTClients() []string {
+	if p.broker == nil {
+		return nil
+	}
+	return p.broker.Clients()
 }
 
 // KafkaAddr is the address of the embedded Kafka, empty if there is none.

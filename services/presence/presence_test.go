@@ -25,7 +25,7 @@ func testConfig(t *testing.T) Config {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.DataDir = filepath.Join(t.TempDir(), "data")
-	for _, addr := range []*string{&cfg.MQTTAddr, &cfg.KafkaAddr, &cfg.HTTPAddr, &cfg.GRPCAddr, &cfg.Admin.Addr} {
+	for _, addr := range []*string{&cfg.MQTTAddr, &cfg.MQTTWSAddr, &cfg.KafkaAddr, &cfg.HTTPAddr, &cfg.GRPCAddr, &cfg.Admin.Addr} {
 		*addr = "127.0.0.1:0"
 	}
 	cfg.StateAddr = ""
@@ -50,7 +50,7 @@ func TestRun(t *testing.T) {
 			}
 			return p.ready(ctx)
 		})
-		for _, want := range []string{"mqtt://" + p.MQTTAddr(), "http://" + p.HTTPAddr().String(), p.GRPCAddr().String(), p.KafkaAddr(), p.account.password} {
+		for _, want := range []string{"mqtt://" + p.MQTTAddr(), "ws://" + p.MQTTWSAddr(), "http://" + p.HTTPAddr().String(), p.GRPCAddr().String(), p.KafkaAddr(), p.account.password} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s is not printed:\n%s", want, &out)
 			}

@@ -51,6 +51,9 @@ func (p *Presence) text() string {
 	row := func(name, value string) { fmt.Fprintf(&b, "  %-12s %s\n", name, value) }
 	if p.broker != nil {
 		row("MQTT", "mqtt://"+reachable(p.MQTTAddr())+"  (embedded)")
+		if addr := p.MQTTWSAddr(); addr != "" {
+			row("WebSocket", "ws://"+reachable(addr)+"  (embedded)")
+		}
 	} else {
 		row("MQTT", strings.Join(p.cfg.MQTT.URLs, ", "))
 	}

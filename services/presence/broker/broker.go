@@ -43,6 +43,7 @@ type Broker struct {
 	metrics *metrics
 
 	listener net.Listener
+	ws       *wsListener // nil: none
 	openedMS atomic.Int64
 	serving  chan struct{} // closed once the feed is served
 
@@ -84,16 +85,22 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Broker, erro
 	return b, nil
 }
 
-// Listen binds the address, so that a busy port is an error before anything has started. Clients that connect wait until they are served.
+// Listen binds the addresses, so that a busy port is an error before anything has started. Clients that connect wait until they are served.
 func (b *Broker) Listen() error {
-	if b.listener != nil {
-		return nil
+	if b.listener == nil {
+		l, err := net.Listen("tcp", b.cfg.Addr)
+		if err != nil {
+			return fmt.Errorf("listen for mqtt on %s: %w", b.cfg.Addr, err)
+		}
+		b.listener = l
 	}
-	l, err := net.Listen("tcp", b.cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("listen for mqtt on %s: %w", b.cfg.Addr, err)
+	if b.ws == nil && b.cfg.WSAddr != "" {
+		ws, err := listenWS(b.cfg.WSAddr, b.handle, b.log)
+		if err != nil {
+			return err
+		}
+		b.ws = ws
 	}
-	b.listener = l
 	return nil
 }
 
@@ -103,6 +110,25 @@ func (b *Broker) Addr() net.Addr {
 		return nil
 	}
 	return b.listener.Addr()
+}
+
+// WSAddr is the address for MQTT over WebSocket that Listen bound, nil before and if there is none.
+func (b *Broker) WSAddr() net.Addr {
+	if b.ws == nil {
+		return nil
+	}
+	return b.ws.Addr()
+}
+
+// Clients returns the IDs of the clients that are connected by the server's own table, which no event has made, in no order.
+func (b *Broker) Clients() []string {
+	var ids []string
+	for id, cl := range b.front.Clients.GetAll() {
+		if !cl.Closed() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // Node is the broker's name in topics.
@@ -150,7 +176,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		return err
 	}
 	if err := b.front.Serve(); err != nil {
-		return errors.Join(fmt.Errorf("start the mqtt broker: %w", err), b.listener.Close())
+		return errors.Join(fmt.Errorf("start the mqtt broker: %w", err), b.closeListeners())
 	}
 	feedCtx, stopFeed := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFeed()
@@ -173,8 +199,14 @@ func (b *Broker) serve(ctx context.Context) error {
 	b.openedMS.Store(openedMS)
 	b.heartbeat(openedMS)
 	b.log.Info("serving", service.KeyAddr, b.listener.Addr().String())
-	accepted := make(chan error, 1)
-	go func() { accepted <- b.accept() }()
+	accepting := 1
+	accepted := make(chan error, 2)
+	go func() { accepted <- fmt.Errorf("accept mqtt connections on %s: %w", b.listener.Addr(), b.accept()) }()
+	if b.ws != nil {
+		b.log.Info("serving websockets", service.KeyAddr, b.ws.Addr().String())
+		accepting++
+		go func() { accepted <- fmt.Errorf("accept websockets on %s: %w", b.ws.Addr(), b.ws.serve()) }()
+	}
 
 	beat := time.NewTicker(b.cfg.HeartbeatInterval)
 	defer beat.Stop()
@@ -183,11 +215,13 @@ func (b *Broker) serve(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			closeErr := b.listener.Close()
-			<-accepted
+			closeErr := b.closeListeners()
+			for range accepting {
+				<-accepted
+			}
 			return closeErr
 		case err := <-accepted:
-			return fmt.Errorf("accept mqtt connections on %s: %w", b.listener.Addr(), err)
+			return err
 		case <-beat.C:
 			b.heartbeat(openedMS)
 		case <-announce.C:
@@ -198,21 +232,29 @@ func (b *Broker) serve(ctx context.Context) error {
 
 // accept serves each connection until the listener is closed.
 func (b *Broker) accept() error {
-	port := 0
-	if a, ok := b.listener.Addr().(*net.TCPAddr); ok {
-		port = a.Port
-	}
 	for {
 		c, err := b.listener.Accept()
 		if err != nil {
 			return err
 		}
-		ip, _, err := net.SplitHostPort(c.RemoteAddr().String())
-		if err != nil {
-			ip = c.RemoteAddr().String()
-		}
-		b.handle(&conn{Conn: c, info: clientInfo{IPAddress: ip, SockPort: port, Protocol: "mqtt"}})
+		b.handle(newConn(c, "tcp"))
 	}
+}
+
+// closeListeners ends accepting; once is enough.
+func (b *Broker) closeListeners() error {
+	err := ignoreClosed(b.listener.Close())
+	if b.ws != nil {
+		err = errors.Join(err, b.ws.Close())
+	}
+	return err
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // handle serves one client in a goroutine of its own.
@@ -234,7 +276,7 @@ func (b *Broker) handle(c *conn) {
 			b.drop(c)
 			return
 		}
-		err := b.front.EstablishConnection("tcp", c)
+		err := b.front.EstablishConnection(c.listener, c)
 		b.finish(c, err)
 		b.log.Debug("connection ended", service.KeyError, err)
 	})
@@ -270,10 +312,7 @@ func (b *Broker) heartbeat(openedMS int64) {
 
 // stop ends all connections, clients first.
 func (b *Broker) stop(stopFeed context.CancelFunc) error {
-	closeErr := b.listener.Close()
-	if errors.Is(closeErr, net.ErrClosed) {
-		closeErr = nil
-	}
+	closeErr := b.closeListeners()
 	b.mu.Lock()
 	b.closed = true
 	conns := make([]*conn, 0, len(b.conns))

@@ -12,6 +12,8 @@ import (
 type Config struct {
 	// Addr is the listen address for MQTT over TCP, host:port.
 	Addr string
+	// WSAddr is the listen address for MQTT over WebSocket, host:port; empty: none.
+	WSAddr string
 	// Node is the broker's name in topics, stable over restarts.
 	Node string
 	// HeartbeatInterval is the time between two uptime and datetime messages.
@@ -23,6 +25,10 @@ type Config struct {
 	// OnDrop is told, from one goroutine, that events between two times on the broker's clock were lost because the queue was full. It
 	// may be nil.
 	OnDrop func(Drop)
+	// LateDisconnects is for tests. A connection that is taken over reports its end itself, once its handler is done: always after its
+	// successor has reported its beginning, and with a stamp that is not before it. Brokers that publish each event from a task of its own
+	// behave like that.
+	LateDisconnects bool
 }
 
 // Drop is a number of events that were lost, and when.
@@ -46,6 +52,11 @@ func (c Config) Validate() error {
 	var errs []error
 	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
 		errs = append(errs, fmt.Errorf("broker address %q is not host:port: %w", c.Addr, err))
+	}
+	if c.WSAddr != "" {
+		if _, _, err := net.SplitHostPort(c.WSAddr); err != nil {
+			errs = append(errs, fmt.Errorf("broker websocket address %q is not host:port: %w", c.WSAddr, err))
+		}
 	}
 	if c.Node == "" || strings.ContainsAny(c.Node, "/+#,\x00") {
 		errs = append(errs, fmt.Errorf("broker node %q cannot be a topic level; use name@host", c.Node))

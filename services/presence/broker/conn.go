@@ -19,19 +19,35 @@ const (
 )
 
 // conn is a client's network connection together with what its events need. All fields but the embedded connection and the
-// atomic ones belong to the goroutine that serves it; info, and sent once left is set, are also read by the one that holds the turn.
+// atomic ones belong to the goroutine that serves it; info, and sent once left is set, are also read by the one that holds the turn, which
+// also writes late.
 type conn struct {
 	net.Conn
-	client *mqtt.Client // nil until the session is established
-	entry  *entry       // nil until the session is established
+	listener string       // mochi's name of the listener
+	client   *mqtt.Client // nil until the session is established
+	entry    *entry       // nil until the session is established
 	// turn says that this connection holds entry.turn.
 	turn      bool
 	info      clientInfo
 	keepAlive uint16 // seconds, 0: off
 	sent      byte   // reason code of the client's DISCONNECT
+	late      string // why the connection was taken over, which it has to report itself; empty: nothing to report
 
 	left    atomic.Bool // the client's DISCONNECT was read
 	stalled atomic.Bool // the client took no bytes
+}
+
+// newConn wraps a connection that a listener accepted.
+func newConn(c net.Conn, listener string) *conn {
+	ip, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		ip = c.RemoteAddr().String()
+	}
+	port := 0
+	if a, ok := c.LocalAddr().(*net.TCPAddr); ok {
+		port = a.Port
+	}
+	return &conn{Conn: c, listener: listener, info: clientInfo{IPAddress: ip, SockPort: port, Protocol: "mqtt"}}
 }
 
 // SetDeadline is called by mochi before each packet that it reads. The time that mochi computes overflows for a keep alive above

@@ -2,6 +2,8 @@
 //
 //	clients --TCP--> front server --events--> queue --QoS 1--> feed server --in process--> bridge
 //
+// MQTT comes over TCP and, where Config.WSAddr says so, over WebSocket, which browsers may open from pages of the same host only.
+//
 // Clients are served by one mochi server, the bridge by another that no network reaches. Neither an ID, a subscription nor a will of a
 // client can therefore touch the bridge's session or forge an event, and $SYS is closed to clients. The bridge gets in through
 // [Broker.Dial].

@@ -23,7 +23,11 @@ func (b *Broker) opened(c *conn, cl *mqtt.Client, pk packets.Packet) {
 		case pk.Connect.Clean:
 			reason = reasonDiscarded
 		}
-		b.disconnected(old, reason, now)
+		if b.cfg.LateDisconnects {
+			old.late = reason
+		} else {
+			b.disconnected(old, reason, now)
+		}
 	}
 	// connected_at is the connection's key, also when two connections begin within a millisecond.
 	e.last = max(now, e.last+1)
@@ -69,7 +73,10 @@ func (b *Broker) finish(c *conn, err error) {
 	if !c.turn {
 		e.turn.Lock()
 	}
-	if e.live == c {
+	switch {
+	case c.late != "":
+		b.disconnected(c, c.late, max(b.clock.nowMS(), e.last))
+	case e.live == c:
 		cause := c.client.StopCause()
 		if cause == nil {
 			cause = err
