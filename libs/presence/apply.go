@@ -334,21 +334,40 @@ func (s *State) applyForgotten(f *Fact) Outcome {
 // prune drops everything at or below the floor.
 func (s *State) prune() {
 	floor := s.floorMS()
-	old := func(ms int64) bool { return ms <= floor }
+	empty := false
 	for i := range s.Nodes {
-		n := &s.Nodes[i]
-		if n.Known && old(n.Conn.OpenedMS) {
-			n.Known, n.Conn, n.Ended, n.End, n.TakeoverMS, n.UnorderedMS = false, Connection{}, false, Close{}, 0, 0
-		}
-		if old(n.PrevMS) {
-			n.PrevMS, n.PrevOrder, n.PrevTransport = 0, 0, ""
-		}
-		n.Earlier = slices.DeleteFunc(n.Earlier, func(x Earlier) bool { return old(x.OpenedMS) })
-		n.Closes = slices.DeleteFunc(n.Closes, func(c Close) bool { return old(c.ClosedMS) })
-		if old(n.PrunedMS) {
-			n.PrunedMS, n.PrunedOrder = 0, 0
-		}
+		empty = s.Nodes[i].prune(floor) || empty
 	}
-	s.Nodes = slices.DeleteFunc(s.Nodes, func(n NodeState) bool { return !n.Known && len(n.Closes) == 0 && n.PrunedMS == 0 })
-	s.Observed = slices.DeleteFunc(s.Observed, func(o Observation) bool { return o.QueryStartMS <= s.ForgottenMS })
+	if empty {
+		s.Nodes = slices.DeleteFunc(s.Nodes, func(n NodeState) bool { return n.empty() })
+	}
+	if len(s.Observed) > 0 && s.Observed[0].QueryStartMS <= s.ForgottenMS {
+		s.Observed = slices.DeleteFunc(s.Observed, func(o Observation) bool { return o.QueryStartMS <= s.ForgottenMS })
+	}
+}
+
+func (n *NodeState) empty() bool { return !n.Known && len(n.Closes) == 0 && n.PrunedMS == 0 }
+
+// prune drops what is at or below the floor and reports whether nothing is left. Its sets are ascending.
+func (n *NodeState) prune(floor int64) (empty bool) {
+	if n.Known && n.Conn.OpenedMS <= floor {
+		n.Known, n.Conn, n.Ended, n.End, n.TakeoverMS, n.UnorderedMS = false, Connection{}, false, Close{}, 0, 0
+	}
+	if n.PrevMS <= floor {
+		n.PrevMS, n.PrevOrder, n.PrevTransport = 0, 0, ""
+	}
+	cut := 0
+	for cut < len(n.Earlier) && n.Earlier[cut].OpenedMS <= floor {
+		cut++
+	}
+	n.Earlier = slices.Delete(n.Earlier, 0, cut)
+	cut = 0
+	for cut < len(n.Closes) && n.Closes[cut].ClosedMS <= floor {
+		cut++
+	}
+	n.Closes = slices.Delete(n.Closes, 0, cut)
+	if n.PrunedMS <= floor {
+		n.PrunedMS, n.PrunedOrder = 0, 0
+	}
+	return n.empty()
 }

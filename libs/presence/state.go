@@ -1,6 +1,9 @@
 package presence
 
-import "slices"
+import (
+	"slices"
+	"sort"
+)
 
 // Bounds of the state (L8).
 const (
@@ -215,15 +218,13 @@ func (c *Close) after(o *Connection) bool {
 // node returns the state of a node, made if absent. Dialects whose stamps are not of one clock have nodes of their own: their stamps compare
 // with no others.
 func (s *State) node(name, dialect string) *NodeState {
-	want := NodeState{Node: name, Skewed: skewMS(dialect) != 0}
-	i, ok := slices.BinarySearchFunc(s.Nodes, want, func(a, b NodeState) int {
-		if c := cmpString(a.Node, b.Node); c != 0 {
-			return c
-		}
-		return boolInt(a.Skewed) - boolInt(b.Skewed)
+	skewed := skewMS(dialect) != 0
+	i := sort.Search(len(s.Nodes), func(i int) bool {
+		n := &s.Nodes[i]
+		return n.Node > name || n.Node == name && (n.Skewed || !skewed)
 	})
-	if !ok {
-		s.Nodes = slices.Insert(s.Nodes, i, want)
+	if i == len(s.Nodes) || s.Nodes[i].Node != name || s.Nodes[i].Skewed != skewed {
+		s.Nodes = slices.Insert(s.Nodes, i, NodeState{Node: name, Skewed: skewed})
 	}
 	return &s.Nodes[i]
 }
