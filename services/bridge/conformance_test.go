@@ -77,6 +77,7 @@ type conformance struct {
 	dir      string
 	dialect  *dialect
 	mqtt     *MQTTConfig
+	location *time.Location
 	manifest manifest
 }
 
@@ -108,6 +109,9 @@ func conformances(t testing.TB) []*conformance {
 			continue
 		}
 		c.mqtt = readMQTT(t, c.dir, name)
+		if c.location, err = time.LoadLocation(c.mqtt.Timezone); err != nil {
+			t.Fatalf("%s: %v", c.dir, err)
+		}
 		all = append(all, c)
 	}
 	return all
@@ -139,9 +143,13 @@ func readMQTT(t testing.TB, dir, dialect string) *MQTTConfig {
 	return &cfg.MQTT
 }
 
+func (c *conformance) config() decoderConfig {
+	return decoderConfig{cluster: "default", location: c.location, mqtt: c.mqtt}
+}
+
 // newDecoder returns the dialect's decoder, on a connection of its own, that has seen the broker's version.
 func (c *conformance) newDecoder(version string) decoder {
-	d := c.dialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC, mqtt: c.mqtt})
+	d := c.dialect.newDecoder(c.config())
 	d.connected(sessionStart{})
 	if version != "" {
 		topic, payload, _ := strings.Cut(version, " ")
@@ -413,7 +421,7 @@ func (c *conformance) testAuto(t *testing.T) {
 	}
 	c.rows(t, func(t *testing.T, row *messageRow, m *message) {
 		for _, other := range list {
-			d := other.newDecoder(decoderConfig{cluster: "default", location: time.UTC, mqtt: c.mqtt})
+			d := other.newDecoder(c.config())
 			d.connected(sessionStart{})
 			if !d.owns(m) {
 				continue

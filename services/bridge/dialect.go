@@ -40,6 +40,7 @@ var dialects = []*dialect{
 	rmqttDialect,
 	emqxDialect,
 	mosquittoDialect,
+	mosquittoPluginDialect,
 }
 
 func dialectByName(name string) *dialect {

@@ -25,9 +25,7 @@ var mosquittoDialect = &dialect{
 		{topic: mosquittoVersion, qos: 2},
 	},
 	queueExpiry: 20 * time.Second,
-	newDecoder: func(c decoderConfig) decoder {
-		return &mosquittoDecoder{cluster: c.cluster, location: c.location, tcp: newPeerSet(peersRemembered), addressIDs: newPeerSet(addressIDsRemembered)}
-	},
+	newDecoder:  func(c decoderConfig) decoder { return newMosquittoDecoder(c) },
 }
 
 const (
@@ -37,9 +35,6 @@ const (
 	mosquittoVersion = mosquittoRoot + "version"
 	// mosquittoNode names the only node; Mosquitto has no clusters.
 	mosquittoNode = "mosquitto"
-	// dialectMosquitto21 is the log of 2.1.1 and later, whose lines carry the client's address in both events.
-	dialectMosquitto21 = "mosquitto-2.1"
-
 	// cutLength is the length of a line that did not fit (lib/logging.c: char log_line[1000]).
 	cutLength = 999
 	// liveAfterMS is when uptimes count as live even though no retained one has come since the connection.
@@ -54,6 +49,7 @@ type mosquittoDecoder struct {
 	location *time.Location
 	version  brokerVersion
 	stamps   stampCounter
+	arrivals arrivals // of lines without a stamp
 	clock    skew
 	// tcp are the peers whose connection was announced by a TCP listener: listeners of libwebsockets announce none.
 	tcp *peerSet
@@ -64,6 +60,10 @@ type mosquittoDecoder struct {
 	connectedMS int64
 }
 
+func newMosquittoDecoder(c decoderConfig) *mosquittoDecoder {
+	return &mosquittoDecoder{cluster: c.cluster, location: c.location, tcp: newPeerSet(peersRemembered), addressIDs: newPeerSet(addressIDsRemembered)}
+}
+
 func (d *mosquittoDecoder) connected(s sessionStart) {
 	d.stamps.connected(s)
 	d.live, d.connectedMS = !s.resumed, 0
@@ -71,7 +71,9 @@ func (d *mosquittoDecoder) connected(s sessionStart) {
 
 func (d *mosquittoDecoder) subscribed(atMS int64) { d.stamps.subscribed(atMS) }
 
-func (d *mosquittoDecoder) owns(m *message) bool { return strings.HasPrefix(m.topic, mosquittoRoot) }
+func (d *mosquittoDecoder) owns(m *message) bool {
+	return strings.HasPrefix(m.topic, mosquittoRoot) && !strings.HasPrefix(m.topic, mosquittoState)
+}
 
 func (d *mosquittoDecoder) decode(m *message) decoded {
 	if d.connectedMS == 0 {
@@ -114,7 +116,7 @@ func (d *mosquittoDecoder) keyed() bool { return d.version.known() && !d.version
 
 func (d *mosquittoDecoder) dialect() string {
 	if d.keyed() {
-		return dialectMosquitto21
+		return presence.DialectMosquitto21
 	}
 	return presence.DialectMosquitto20
 }
@@ -135,7 +137,7 @@ func (d *mosquittoDecoder) line(m *message, level string) decoded {
 	} else if stampUnknown(payload) {
 		return deadLetter(deadTimestamp, fmt.Sprintf("log_timestamp_format of %.40q is neither epoch seconds nor ISO 8601", payload))
 	} else {
-		at = m.receivedMS
+		at, order = d.arrivals.next(m.receivedMS)
 	}
 	if level == "I" {
 		return d.lifecycle(text, at)
@@ -224,7 +226,7 @@ func (d *mosquittoDecoder) fact(m *message, l line, at int64, order uint32) deco
 		RawReason:  strings.ToValidUTF8(l.rawReason, replacement),
 	}
 	if l.keyed {
-		f.Dialect, f.Connection = dialectMosquitto21, l.peer
+		f.Dialect, f.Connection = presence.DialectMosquitto21, l.peer
 	}
 	if l.kind == lineOpened {
 		f.Kind = presence.Opened

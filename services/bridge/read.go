@@ -11,6 +11,9 @@ import (
 // maxStampMS is the end of the year 9999, the last that records can hold. A stamp beyond it is in another unit.
 const maxStampMS = 253_402_300_799_999
 
+// ignoredRemoved is why a message without payload is ignored: a retained message was removed, which says nothing about the client.
+const ignoredRemoved = "removed"
+
 // deadLongID is the reason of dead letters whose client ID is longer than MQTT allows.
 const deadLongID = "client_id_too_long"
 
@@ -60,4 +63,20 @@ func unwritable(f *presence.Fact) *unreadable {
 		}
 	}
 	return nil
+}
+
+// arrivals stamps the messages of dialects that tell no time: with the time of reception, and the ordinal within its millisecond, as the
+// session keeps their order. Such stamps never go back: with the bridge's clock set back they stand still until it has caught up. Two
+// bridges stamp one message differently, so that a cluster with such a dialect has one bridge.
+type arrivals struct {
+	latestMS int64
+	count    uint32
+}
+
+func (a *arrivals) next(receivedMS int64) (atMS int64, order uint32) {
+	if receivedMS > a.latestMS {
+		a.latestMS, a.count = receivedMS, 0
+	}
+	a.count++
+	return a.latestMS, a.count
 }
