@@ -21,7 +21,12 @@ type dialect struct {
 	// queueExpiry is how long the broker keeps events for a session whose connection is down. An outage up to it loses nothing, if
 	// the session is resumed; 0: every outage may lose events.
 	queueExpiry time.Duration
-	newDecoder  func(c decoderConfig) decoder
+	// heartbeat is the time between two heartbeats of a node, as the broker is shipped; 0: there are none. A node whose heartbeats stay away for
+	// three times as long is silent.
+	heartbeat time.Duration
+	// profiles are the names that facts of the dialect bear besides its own, where versions of the broker differ in their habits.
+	profiles   []string
+	newDecoder func(c decoderConfig) decoder
 }
 
 // filter is one MQTT topic filter and the QoS to ask for.
@@ -39,6 +44,7 @@ type filter struct {
 var dialects = []*dialect{
 	rmqttDialect,
 	emqxDialect,
+	tdmqDialect, // after EMQX, whose rule events have the same topics
 	mosquittoDialect,
 	mosquittoPluginDialect,
 }

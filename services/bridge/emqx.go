@@ -1,10 +1,7 @@
 package bridge
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -13,51 +10,109 @@ import (
 	"github.com/mqtt-presence/presence/libs/presence"
 )
 
-// emqxDialect reads the system topics of EMQX 5 and 6 (apps/emqx/src/emqx_sys.erl, emqx_channel.erl):
+// emqxDialect reads the system topics of EMQX 4, 5 and 6 (emqx_sys.erl; in EMQX 4 emqx_mod_presence.erl):
 //
 //	$SYS/brokers                                           node,node,...          retained
 //	$SYS/brokers/<node>/version                            5.8.9                  retained
-//	$SYS/brokers/<node>/uptime                             milliseconds
-//	$SYS/brokers/<node>/datetime                           RFC 3339
+//	$SYS/brokers/<node>/uptime                             milliseconds; EMQX 4: "3 days, 1 hours, 2 minutes, 7 seconds"
+//	$SYS/brokers/<node>/datetime                           RFC 3339; EMQX 4: "2025-10-09 08:53:20", local time without zone
 //	$SYS/brokers/<node>/clients/<client ID>/connected      JSON
 //	$SYS/brokers/<node>/clients/<client ID>/disconnected   JSON
+//	$SYS/brokers/<node>/gateway/<gateway>/clients/...      the same of a gateway's clients
+//	$events/client_connected, $events/client_disconnected  see [emqxDecoder.rule]
 //
 // All client events go through one filter: EMQX keeps the order of a node's messages for each matched filter only.
+//
+// # Connection keys
+//
+// connected_at names a connection, from 4.3.6 on in both events. Before, a disconnected event names none, and the connected events of the two
+// look the same. Which it is decides the node's version, where its retained message has come; else what its disconnected events have shown;
+// else a connected event gives an Opened without a key (emqx-4.0). That is the safe side: a Closed with connected_at proves the very
+// connection that an Opened without a key tells of, so the two fit together in either order, and a Closed without one ends the newest
+// connection of its node. A disconnected event without connected_at is a Closed without a key whatever the version says: none is lost.
+//
+// # Gateways
+//
+// The clients of a gateway (STOMP, CoAP, LwM2M, ...) have client IDs of their own: d1 of MQTT and d1 of CoAP are two clients (H21). The facts of
+// a gateway's clients go to a cluster of their own, named <cluster>-<gateway> in lower case, such as default-coap. From its first client on
+// the bridge asserts the nodes and the feed of that cluster too: floors, silence and staleness hold there as they do for MQTT. Where that is
+// no valid cluster name, or there are more than [maxGateways], the events are dead letters (gateway_cluster).
 var emqxDialect = &dialect{
-	name: presence.DialectEMQX,
+	name:      presence.DialectEMQX,
+	profiles:  []string{presence.DialectEMQX50, presence.DialectEMQX43, presence.DialectEMQX40, presence.DialectEMQX4Events},
+	heartbeat: 30 * time.Second,
 	filters: []filter{
 		{topic: "$SYS/brokers/+/clients/#", qos: 1, events: true},
+		{topic: "$SYS/brokers/+/gateway/#", qos: 1},
 		{topic: "$SYS/brokers/+/uptime", qos: 1},
 		{topic: "$SYS/brokers/+/datetime", qos: 1},
 		{topic: "$SYS/brokers/+/version", qos: 1},
 		{topic: "$SYS/brokers", qos: 1},
+		{topic: "$events/client_connected", qos: 1, events: true},
+		{topic: "$events/client_disconnected", qos: 1, events: true},
+		{topic: "$events/client/connected", qos: 1, events: true},
+		{topic: "$events/client/disconnected", qos: 1, events: true},
 	},
 	newDecoder: func(c decoderConfig) decoder {
-		return &emqxDecoder{cluster: c.cluster, versions: map[string]brokerVersion{}}
+		return &emqxDecoder{
+			cluster: c.cluster, location: c.location, zoned: c.mqtt != nil && c.mqtt.Timezone != "",
+			nodes: map[string]*emqxNode{}, gateways: map[string]bool{},
+		}
 	},
 }
 
-// maxUptimeMS is beyond any uptime: 30,000 years.
-const maxUptimeMS = 1 << 50
-
-const emqxRoot = "$SYS/brokers"
+const (
+	emqxRoot = "$SYS/brokers"
+	// maxUptimeMS is beyond any uptime: 30,000 years.
+	maxUptimeMS = 1 << 50
+	// maxGateways bounds the clusters that stand for gateways; EMQX has a handful.
+	maxGateways = 16
+)
 
 // replacement is what JSON decoders and EMQX itself write in place of bytes that are not UTF-8.
 const replacement = "\uFFFD"
 
 type emqxDecoder struct {
 	cluster  string
-	versions map[string]brokerVersion // by node
+	location *time.Location
+	zoned    bool // the location is configured
+	nodes    map[string]*emqxNode
+	gateways map[string]bool
+}
+
+// emqxNode is what is known of how a node writes its events.
+type emqxNode struct {
+	version brokerVersion
+	keyed   opinion // EMQX 4: disconnected events have connected_at
+}
+
+// opinion is yes, no, or not known.
+type opinion uint8
+
+const (
+	unsure opinion = iota
+	yes
+	no
+)
+
+func opinionOf(b bool) opinion {
+	if b {
+		return yes
+	}
+	return no
 }
 
 func (d *emqxDecoder) connected(sessionStart) {}
 
 func (d *emqxDecoder) subscribed(int64) {}
 
-// owns leaves nodes whose name is a number to RMQTT: those of EMQX are name@host.
+// owns leaves nodes whose name is a number to RMQTT, as those of EMQX are name@host, and rule events that show another broker's node to TDMQ.
 func (d *emqxDecoder) owns(m *message) bool {
 	if m.topic == emqxRoot {
 		return true
+	}
+	if _, ok := ruleEvents[m.topic]; ok {
+		return !tdmqPayload(m.payload)
 	}
 	rest, ok := strings.CutPrefix(m.topic, emqxRoot+"/")
 	node, _, _ := strings.Cut(rest, "/")
@@ -71,22 +126,42 @@ func (d *emqxDecoder) decode(m *message) decoded {
 	if m.topic == emqxRoot {
 		return d.members(m)
 	}
-	node, rest, _ := strings.Cut(strings.TrimPrefix(m.topic, emqxRoot+"/"), "/")
-	if node == "" || !utf8.ValidString(node) {
-		return deadLetter(deadNode, fmt.Sprintf("node %q of the topic is empty or not UTF-8", node))
+	if event, ok := ruleEvents[m.topic]; ok {
+		return d.rule(m, event)
+	}
+	name, rest, _ := strings.Cut(strings.TrimPrefix(m.topic, emqxRoot+"/"), "/")
+	if name == "" || !utf8.ValidString(name) {
+		return deadLetter(deadNode, fmt.Sprintf("node %q of the topic is empty or not UTF-8", name))
 	}
 	switch {
 	case strings.HasPrefix(rest, "clients/"):
-		return d.client(m, node, strings.TrimPrefix(rest, "clients/"))
-	case rest == "uptime", rest == "datetime":
-		return d.heartbeat(m, node, rest)
-	case rest == "version":
-		d.versions[node] = parseVersion(string(m.payload))
-		return ignore(ignoredVersion)
+		return d.client(m, name, "", strings.TrimPrefix(rest, "clients/"))
 	case strings.HasPrefix(rest, "gateway/"):
-		return ignore(ignoredProtocol)
+		gateway, inTopic, ok := strings.Cut(strings.TrimPrefix(rest, "gateway/"), "/clients/")
+		if !ok {
+			return ignore(ignoredOtherTopic)
+		}
+		return d.client(m, name, gateway, inTopic)
+	case rest == "uptime":
+		return d.uptime(m, name)
+	case rest == "datetime":
+		return d.datetime(m, name)
+	case rest == "version":
+		if v := parseVersion(string(m.payload)); v.known() {
+			n := d.node(name)
+			n.version, n.keyed = v, opinionOf(!v.before(4, 3, 6))
+		}
+		return ignore(ignoredVersion)
 	}
 	return ignore(ignoredOtherTopic)
+}
+
+// node returns what is known of a node, which is nothing if it is new.
+func (d *emqxDecoder) node(name string) *emqxNode {
+	if d.nodes[name] == nil {
+		d.nodes[name] = &emqxNode{}
+	}
+	return d.nodes[name]
 }
 
 func (d *emqxDecoder) members(m *message) decoded {
@@ -100,227 +175,97 @@ func (d *emqxDecoder) members(m *message) decoded {
 	return decoded{signal: s}
 }
 
-func (d *emqxDecoder) heartbeat(m *message, node, what string) decoded {
+func (d *emqxDecoder) uptime(m *message, node string) decoded {
 	if m.retain {
 		return ignore(ignoredRetained)
 	}
-	s := &signal{dialect: d.dialect(node), node: node, paired: true}
-	if what == "uptime" {
-		ms, err := strconv.ParseInt(string(m.payload), 10, 64)
-		if err != nil || ms < 0 || ms > maxUptimeMS {
-			return deadLetter(deadHeartbeat, fmt.Sprintf("uptime %.40q is not a number of milliseconds", m.payload))
+	s := &signal{kind: signalUptime, dialect: d.node(node).profile(false), node: node, paired: true}
+	ms, err := strconv.ParseInt(string(m.payload), 10, 64)
+	if err != nil {
+		if ms, err = parseUptime(string(m.payload)); err == nil {
+			s.dialect, s.granularityMS = d.node(node).profile(true), 1000
 		}
-		s.kind, s.ms = signalUptime, ms
-		return decoded{signal: s}
 	}
-	t, err := time.Parse(time.RFC3339Nano, string(m.payload))
-	if err != nil || t.UnixMilli() <= 0 {
-		return deadLetter(deadHeartbeat, fmt.Sprintf("datetime %.40q is not RFC 3339", m.payload))
+	if err != nil || ms < 0 || ms > maxUptimeMS {
+		return deadLetter(deadHeartbeat, fmt.Sprintf("uptime %.60q is neither a number of milliseconds nor days, hours, minutes and seconds", m.payload))
 	}
-	s.kind, s.ms = signalClock, t.UnixMilli()
+	s.ms = ms
 	return decoded{signal: s}
 }
 
-// dialect returns the name of the profile that fits the node's version.
-func (d *emqxDecoder) dialect(node string) string {
-	v := d.versions[node]
-	if v.known() && !v.before(5, 0, 0) && v.before(5, 0, 10) {
-		return presence.DialectEMQX50
+// parseUptime reads an uptime of EMQX 4 (emqx_sys:uptime/0): "3 days, 1 hours, 2 minutes, 7 seconds", of which leading units may be missing.
+func parseUptime(s string) (ms int64, err error) {
+	units := []string{" days", " hours", " minutes", " seconds"}
+	unitMS := []int64{24 * 3_600_000, 3_600_000, 60_000, 1000}
+	next := 0
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.TrimLeft(part, " ")
+		for next < len(units) && !strings.HasSuffix(part, units[next]) {
+			next++
+		}
+		if next == len(units) {
+			return 0, fmt.Errorf("read uptime %.60q: a part of it is no unit, or out of order", s)
+		}
+		n, err := strconv.ParseUint(strings.TrimSuffix(part, units[next]), 10, 40)
+		if err != nil {
+			return 0, fmt.Errorf("read uptime %.60q: %w", s, err)
+		}
+		ms += min(int64(n)*unitMS[next], maxUptimeMS+1)
+		next++
 	}
-	return presence.DialectEMQX
+	return ms, nil
 }
 
-// emqxEvent is the payload of a client event. Times are milliseconds of the node's clock. Fields that are not listed are not needed.
-type emqxEvent struct {
-	ClientID       *string `json:"clientid"`
-	Username       string  `json:"username"`
-	IPAddress      string  `json:"ipaddress"`
-	Protocol       string  `json:"protocol"`
-	ProtoVer       uint8   `json:"proto_ver"`
-	ConnectedAt    *int64  `json:"connected_at"`
-	DisconnectedAt int64   `json:"disconnected_at"`
-	TS             int64   `json:"ts"`
-	KeepAlive      *uint32 `json:"keepalive"`
-	CleanStart     *bool   `json:"clean_start"`
-	ExpiryInterval *uint64 `json:"expiry_interval"` // milliseconds in EMQX 5, seconds in EMQX 4
-	Reason         string  `json:"reason"`
-}
+// zoneDoubtMS is how far a node's clock may be from a wrong zone's to be taken for one: zones differ by multiples of quarters of an hour.
+const zoneDoubtMS = 120_000
 
-// client reads a client event. inTopic is <client ID>/<event>; the ID may hold slashes.
-func (d *emqxDecoder) client(m *message, node, inTopic string) decoded {
-	slash := strings.LastIndexByte(inTopic, '/')
-	if slash < 0 {
-		return deadLetter(deadTopic, "the topic names no event")
-	}
-	topicID, event := inTopic[:slash], inTopic[slash+1:]
-	switch event {
-	case "connected", "disconnected":
-	case "subscribed", "unsubscribed":
-		return ignore(ignoredOtherTopic)
-	default:
-		return deadLetter(deadTopic, fmt.Sprintf("event %.40q is neither connected nor disconnected", event))
-	}
+func (d *emqxDecoder) datetime(m *message, node string) decoded {
 	if m.retain {
 		return ignore(ignoredRetained)
 	}
-	var e emqxEvent
-	if err := json.Unmarshal(m.payload, &e); err != nil {
-		var field *json.UnmarshalTypeError
-		if errors.As(err, &field) && field.Field != "" {
-			return deadLetter(deadField, fmt.Sprintf("field %q is a JSON %s that does not fit", field.Field, field.Value))
-		}
-		return deadLetter(deadJSON, err.Error())
+	s := &signal{kind: signalClock, dialect: d.node(node).profile(false), node: node, paired: true}
+	t, err := time.Parse(time.RFC3339Nano, string(m.payload))
+	if err != nil {
+		s.dialect, s.granularityMS = d.node(node).profile(true), 1000
+		t, err = parseLocal(string(m.payload), d.location, m.receivedMS)
 	}
-	if e.Protocol != "" && e.Protocol != "mqtt" {
-		return ignore(ignoredProtocol)
+	if err != nil || t.UnixMilli() <= 0 || t.UnixMilli() > maxStampMS {
+		return deadLetter(deadHeartbeat, fmt.Sprintf("datetime %.40q is neither RFC 3339 nor YYYY-MM-DD HH:MM:SS", m.payload))
 	}
-	if e.ClientID == nil {
-		return deadLetter(deadField, `field "clientid" is missing`)
+	s.ms = t.UnixMilli()
+	if diff := abs(s.ms - m.receivedMS); s.granularityMS != 0 && !d.zoned && diff > quarterMS/2 && abs(diff-(diff+quarterMS/2)/quarterMS*quarterMS) <= zoneDoubtMS {
+		// Taken at its word, a clock of the wrong zone would put the node's start hours away from its clients' connections.
+		return deadLetter(deadHeartbeat, fmt.Sprintf("datetime %q names no zone and is %v from the bridge's clock: set mqtt-timezone to the broker's zone",
+			m.payload, time.Duration(s.ms-m.receivedMS)*time.Millisecond))
 	}
-	if e.ConnectedAt == nil || *e.ConnectedAt <= 0 {
-		return deadLetter(deadField, `field "connected_at" is missing or not positive: it names the connection`)
-	}
-	id := *e.ClientID
-	if strings.Contains(id, replacement) {
-		// What stands in the payload is not what the client sent, unless the client sent U+FFFD itself; the topic has the bytes.
-		if id = topicID; !utf8.ValidString(id) {
-			return deadLetter(deadClientID, fmt.Sprintf("client ID %q", topicID))
-		}
-	}
-	if id == "" {
-		return deadLetter(deadEmptyID, `field "clientid" is empty`)
-	}
-	f := presence.Fact{
-		Cluster:         d.cluster,
-		ClientID:        id,
-		Dialect:         d.dialect(node),
-		Node:            node,
-		Connection:      strconv.FormatInt(*e.ConnectedAt, 10),
-		TimeMS:          e.TS,
-		ReceivedMS:      m.receivedMS,
-		ConnectedAtMS:   *e.ConnectedAt,
-		Username:        username(e.Username),
-		Peer:            e.IPAddress,
-		ProtocolVersion: e.ProtoVer,
-	}
-	if e.Protocol == "" {
-		f.Dialect = presence.DialectEMQX43
-	}
-	if event == "connected" {
-		e.opened(&f)
-	} else {
-		e.closed(&f)
-	}
-	if f.TimeMS <= 0 {
-		return deadLetter(deadField, `field "ts" is missing or not positive`)
-	}
-	f.SetID()
-	return decoded{facts: []presence.Fact{f}}
+	return decoded{signal: s}
 }
 
-func (e *emqxEvent) opened(f *presence.Fact) {
-	f.Kind = presence.Opened
-	if f.TimeMS == 0 {
-		f.TimeMS = f.ConnectedAtMS
+// parseLocal reads a local time without zone. Of two instants that have it, in the hour that comes twice, it returns the one nearer to
+// nearMS.
+func parseLocal(s string, location *time.Location, nearMS int64) (time.Time, error) {
+	t, err := time.ParseInLocation(time.DateTime, s, location)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the local time %.40q: %w", s, err)
 	}
-	if e.KeepAlive != nil {
-		f.KeepAliveS = presence.Some(*e.KeepAlive)
-	}
-	if e.CleanStart != nil {
-		f.CleanStart = presence.Some(*e.CleanStart)
-	}
-	if e.ExpiryInterval != nil {
-		s := *e.ExpiryInterval
-		if e.Protocol != "" {
-			s /= 1000
+	best := t
+	for _, by := range []time.Duration{-time.Hour, -30 * time.Minute, 30 * time.Minute, time.Hour} {
+		if o := t.Add(by); o.Format(time.DateTime) == s && abs(o.UnixMilli()-nearMS) < abs(best.UnixMilli()-nearMS) {
+			best = o
 		}
-		f.SessionExpiryS = presence.Some(uint32(min(s, math.MaxUint32)))
 	}
+	return best, nil
 }
 
-func (e *emqxEvent) closed(f *presence.Fact) {
-	f.Kind = presence.Closed
-	if e.DisconnectedAt > 0 {
-		f.DisconnectedAtMS = e.DisconnectedAt
+// profile returns the name of the profile that fits what the node sends; four says that it is of a form that only EMQX 4 uses.
+func (n *emqxNode) profile(four bool) string {
+	switch v := n.version; {
+	case four && n.keyed == yes:
+		return presence.DialectEMQX43
+	case four:
+		return presence.DialectEMQX40
+	case v.known() && !v.before(5, 0, 0) && v.before(5, 0, 10):
+		return presence.DialectEMQX50
 	}
-	if f.TimeMS == 0 {
-		f.TimeMS = f.DisconnectedAtMS
-	}
-	f.RawReason, f.Reason = e.Reason, emqxReason(e.Reason)
-}
-
-// emqxReason normalises a reason. The set is open: atoms of EMQX, errno names, and the names of MQTT 5 reason codes (emqx_reason_codes).
-// internal_error stands for whatever EMQX has no name for, also for a WebSocket that was closed with a code, so it proves nothing.
-func emqxReason(raw string) presence.Reason {
-	switch raw {
-	case "":
-		return presence.ReasonUnknown
-	case "normal", "normal_disconnection", "disconnect_with_will_message":
-		return presence.ReasonNormal
-	case "tcp_closed", "ssl_closed", "closed", "remote", "timeout", "einval", "etimedout", "econnreset", "econnaborted", "epipe", "enotconn",
-		"ehostunreach", "enetunreach", "ehostdown", "enetdown", "sock_closed", "sock_error", "connection_lost":
-		return presence.ReasonConnectionLost
-	case "keepalive_timeout", "keep_alive_timeout":
-		return presence.ReasonKeepAliveTimeout
-	case "takenover", "takeovered", "session_taken_over":
-		return presence.ReasonTakenOver
-	case "discarded":
-		return presence.ReasonDiscarded
-	case "kicked", "administrative_action":
-		return presence.ReasonKicked
-	case "not_authorized", "bad_username_or_password", "bad_authentication_method", "authentication_expired", "auth_expired", "banned",
-		"reauthenticate_failed", "expired":
-		return presence.ReasonNotAuthorized
-	case "malformed_packet", "protocol_error", "packet_too_large", "frame_too_large", "frame_error", "topic_name_invalid", "topic_filter_invalid",
-		"topic_alias_invalid", "qos_not_supported", "retain_not_supported", "payload_format_invalid", "packet_identifier_in_use",
-		"packet_identifier_not_found", "unsupported_protocol_version", "client_identifier_not_valid":
-		return presence.ReasonProtocolError
-	case "quota_exceeded", "message_rate_too_high", "receive_maximum_exceeded", "connection_rate_exceeded", "maximum_connect_time":
-		return presence.ReasonQuotaExceeded
-	case "use_another_server", "server_moved", "server_shutting_down", "shutdown":
-		return presence.ReasonServerShutdown
-	case "unspecified_error", "implementation_specific_error", "server_busy", "server_unavailable":
-		return presence.ReasonServerError
-	case "session_expired":
-		return presence.ReasonSessionExpired
-	}
-	return presence.ReasonOther
-}
-
-// brokerVersion is major, minor and patch.
-type brokerVersion [3]int
-
-func (v brokerVersion) known() bool { return v != brokerVersion{} }
-
-func (v brokerVersion) before(major, minor, patch int) bool {
-	for i, n := range []int{major, minor, patch} {
-		if v[i] != n {
-			return v[i] < n
-		}
-	}
-	return false
-}
-
-// parseVersion reads the first number.number.number of a text, such as e5.9.0-rc.1; the zero version if there is none.
-func parseVersion(s string) brokerVersion {
-	start := strings.IndexAny(s, "0123456789")
-	if start < 0 {
-		return brokerVersion{}
-	}
-	var v brokerVersion
-	for i, part := range strings.SplitN(s[start:], ".", 3) {
-		end := 0
-		for end < len(part) && part[end] >= '0' && part[end] <= '9' {
-			end++
-		}
-		n, err := strconv.Atoi(part[:end])
-		if err != nil {
-			return brokerVersion{}
-		}
-		v[i] = n
-		if end < len(part) {
-			break
-		}
-	}
-	return v
+	return presence.DialectEMQX
 }
