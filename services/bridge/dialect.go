@@ -46,6 +46,7 @@ var dialects = []*dialect{
 	emqxDialect,
 	tdmqDialect, // after EMQX, whose rule events have the same topics
 	mosquittoDialect,
+	awsDialect,
 	mosquittoPluginDialect,
 }
 

@@ -8,6 +8,9 @@ import (
 	"unicode/utf8"
 )
 
+// ignoredRefused counts events about a CONNECT that the broker refused: there is no connection (H4).
+const ignoredRefused = "refused_connect"
+
 // parseJSON reads a payload into v, and says what is wrong with one that cannot be read. Fields that v does not have are left alone: brokers
 // add some with every version.
 func parseJSON(payload []byte, v any) *unreadable {
