@@ -251,7 +251,8 @@ func (n *nodes) alive(s *signal, receivedMS int64) []presence.NodeFact {
 	if receivedMS < n.queuedUntilMS {
 		return nil
 	}
-	n.node(s.node).gone = false
+	m := n.node(s.node)
+	m.known, m.gone, m.receivedMS = true, false, receivedMS
 	return []presence.NodeFact{n.fact(presence.NodeAlive, s.node, s.dialect, 0, receivedMS)}
 }
 

@@ -28,6 +28,7 @@ var rmqttDialect = &dialect{
 		{topic: "$SYS/brokers/+/clients/#", qos: 1, events: true},
 		{topic: "$SYS/brokers/+/stats", qos: 1},
 	},
+	heartbeat:  time.Minute, // publish_interval
 	newDecoder: func(c decoderConfig) decoder { return &rmqttDecoder{cluster: c.cluster, location: c.location} },
 }
 
