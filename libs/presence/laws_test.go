@@ -3,6 +3,7 @@ package presence
 import (
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -89,6 +90,35 @@ func TestConvergenceOfEqualStamps(t *testing.T) {
 			if got := string(foldShuffled(t, rng, facts)); got != want {
 				t.Fatalf("state depends on the order of the facts:\n%x\n%x", got, want)
 			}
+		}
+	})
+}
+
+// TestClusterConvergence is L1 for the table of nodes and feeds.
+func TestClusterConvergence(t *testing.T) {
+	anyMS := rapid.SampledFrom([]int64{0, 1000, 1000, 2000, 3000})
+	anyNodeFact := func(t *rapid.T) NodeFact {
+		return NodeFact{
+			Kind: NodeKind(rapid.Uint8Range(0, uint8(Feed)).Draw(t, "kind")), Node: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "node"),
+			Bridge: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "bridge"), Dialect: rapid.SampledFrom([]string{"", DialectEMQX}).Draw(t, "dialect"),
+			ReceivedMS: anyMS.Draw(t, "received"), UptimeMS: Some(anyMS.Draw(t, "uptime")), StartedMS: anyMS.Draw(t, "started"),
+			StartedReceivedMS: anyMS.Draw(t, "started received"), CompleteSinceMS: anyMS.Draw(t, "complete since"), GapFromMS: anyMS.Draw(t, "gap from"),
+			GapToMS: anyMS.Draw(t, "gap to"), ResyncedMS: anyMS.Draw(t, "resynced"), DroppedFromMS: anyMS.Draw(t, "dropped from"),
+			DroppedToMS: anyMS.Draw(t, "dropped to"), SetBackFromMS: anyMS.Draw(t, "set back from"), SetBackToMS: anyMS.Draw(t, "set back to"),
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		facts := rapid.SliceOfN(rapid.Custom(anyNodeFact), 1, 20).Draw(t, "facts")
+		var want, got Cluster
+		for i := range facts {
+			want.Apply(&facts[i])
+		}
+		order := rapid.Permutation(append(slices.Clone(facts), facts...)).Draw(t, "order")
+		for i := range order {
+			got.Apply(&order[i])
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("the table depends on the order of the facts:\n%+v\n%+v", got, want)
 		}
 	})
 }

@@ -172,7 +172,8 @@ func (c *Cluster) FeedComplete() bool {
 		return false
 	}
 	for _, f := range c.Feeds {
-		if f.CompleteSinceMS != 0 && (f.ResyncedMS >= f.CompleteSinceMS || c.startedSince(f.CompleteSinceMS)) {
+		since := max(f.CompleteSinceMS, f.DroppedToMS)
+		if f.CompleteSinceMS != 0 && (f.ResyncedMS >= since || c.startedSince(since)) {
 			return true
 		}
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // TestScripts runs testdata/*: "fold" folds one fact a line into the state of the script so far and prints each outcome and the status
-// after the last; "new" forgets everything. Whatever the script's order, every fold also checks L1: the state must not depend on it.
+// after the last; "feed" prints what the bridges say of their own subscriptions; "new" forgets everything. Whatever the script's order, every fold also checks L1: the state must not depend on it.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		var s script
@@ -24,6 +24,9 @@ func TestScripts(t *testing.T) {
 				return ""
 			case "fold":
 				return s.fold(t, d.Input)
+			case "feed":
+				from, to, open := s.cluster.FeedGap()
+				return fmt.Sprintf("complete=%t gap=%t from %d to %d\n", s.cluster.FeedComplete(), open, from, to)
 			default:
 				t.Fatalf("unknown command %s", d.Cmd)
 				return ""
@@ -133,9 +136,10 @@ func (s *script) fact(t *testing.T, kind string, a map[string]string) Fact {
 }
 
 func (s *script) nodeFact(t *testing.T, kind string, a map[string]string) (NodeFact, bool) {
-	f := NodeFact{Cluster: "default", Node: a["node"], Bridge: "b", ReceivedMS: number(t, a["received"]), StartedMS: number(t, a["started"]),
+	f := NodeFact{Cluster: "default", Node: a["node"], Bridge: "b" + a["bridge"], ReceivedMS: number(t, a["received"]), StartedMS: number(t, a["started"]),
 		StartedReceivedMS: number(t, a["started"]), CompleteSinceMS: number(t, a["complete"]), GapFromMS: number(t, a["from"]), GapToMS: number(t, a["to"]),
-		SetBackFromMS: number(t, a["back-from"]), SetBackToMS: number(t, a["back-to"])}
+		SetBackFromMS: number(t, a["back-from"]), SetBackToMS: number(t, a["back-to"]),
+		ResyncedMS: number(t, a["resynced"]), DroppedFromMS: number(t, a["dropped-from"]), DroppedToMS: number(t, a["dropped-to"])}
 	if a["started-received"] != "" {
 		f.StartedReceivedMS = number(t, a["started-received"])
 	}
