@@ -24,17 +24,27 @@
 //
 // # How a status comes about
 //
+// docs/laws.md has the rules in their order, the state diagram, and an example of each [StatusReason] that the tests run. In short:
+//
 //	no connection known .......................... offline or unknown (never_seen)
 //	a connection has no end ...................... online  (connected)
 //	  but a newer one, elsewhere, was closed ..... unknown (older_connection_open), belief offline
 //	  or they are too close in time to tell ...... unknown (order_undecided)
 //	  or its node left the cluster's list ........ unknown (node_gone), belief offline
 //	  or its node is silent ...................... unknown (node_silent), belief online
+//	  or its end may be silent ................... unknown (close_ambiguous), belief online
 //	every connection ended ....................... offline (closed)
 //	  by a newer generation of its node .......... offline (node_restarted)
+//	  one by a newer one, elsewhere .............. offline (superseded)
 //	  by a takeover whose successor is unseen .... unknown (successor_unseen), belief online
 //	  by a Closed that names no connection and may
 //	  come from another one ...................... unknown (close_ambiguous)
 //	what would decide was dropped by a bound ..... unknown (history_pruned)
 //	the broker was asked, later .................. online or offline (observed)
+//
+// # Where stamps do not tell
+//
+// Connections of one node are ordered by that node's clock. Three things break this, and then keys and the bridge's reception decide, from the
+// newest connection and the [MaxEarlier] before it: the clock was set back over the stamps ([NodeFact] says so), two connections have one
+// stamp, or the node stands for many machines ([Profile].SkewMS).
 package presence

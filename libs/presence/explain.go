@@ -6,11 +6,11 @@ var statusReasonSentences = [...]string{
 	NeverSeen:            "No fact about this client is known: it is offline if everything since the broker nodes began has been received, otherwise that cannot be said.",
 	Connected:            "The newest connection has no end: nothing that the brokers sent ends it.",
 	ConnectionClosed:     "Every known connection has ended, the newest one by a disconnect of its own.",
-	ConnectionSuperseded: "A newer connection ended this one.",
+	ConnectionSuperseded: "An older connection has no disconnect of its own, but a newer one ended it, and that one has ended as well.",
 	SuccessorUnseen:      "The connection ended because a newer one took the client over, and that newer one has not been seen: the client is probably connected.",
 	OrderUndecided:       "Two events are so close in time that the clocks do not tell which came last.",
 	CloseAmbiguous: "A disconnect came that names no connection, and it may belong to another one than the newest: to an earlier connection that ended late, " +
-		"or to a stranger who failed to log in with this client ID.",
+		"or to a stranger who failed to log in with this client ID. Or no disconnect came, and this broker does not announce the end of every such connection.",
 	OlderConnectionOpen: "The newest connection has ended, but an older one on another node has not, although this broker reports the end of every connection that is taken over.",
 	NodeRestarted:       "The broker node of the connection has restarted since: no connection made before that is alive.",
 	NodeIsGone:          "The broker node of the connection has left the cluster's list of nodes, and nothing was heard of the client since: it is probably disconnected.",
