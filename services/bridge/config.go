@@ -27,12 +27,18 @@ const (
 // MQTTConfig says how to reach the MQTT broker of one cluster.
 type MQTTConfig struct {
 	URLs         []string          `conf:"mqtt-url" usage:"MQTT broker, mqtt://host:1883 or mqtts://host:8883; several are endpoints of one cluster, tried in order"`
-	Dialect      string            `conf:"mqtt-dialect" usage:"the broker's event format: auto, emqx or mosquitto-2.0"`
+	Dialect      string            `conf:"mqtt-dialect" usage:"the broker's event format: auto, or the name of a dialect in the README"`
 	Username     string            `conf:"mqtt-username" usage:"MQTT user"`
 	PasswordFile string            `conf:"mqtt-password-file" usage:"file with the MQTT password"`
 	ClientID     string            `conf:"mqtt-client-id" usage:"client ID of the bridge; empty: presence-bridge-<cluster>-<bridge name>"`
 	Timezone     string            `conf:"mqtt-timezone" usage:"IANA time zone of the broker, for dialects that write local time; empty: UTC"`
+	// StatusTopics are <convention> or <convention>=<base topic>, see statusTopicDialect.
+	StatusTopics []string          `conf:"mqtt-status-topics" usage:"for dialect status-topic, which conventions to read: zigbee2mqtt, tasmota, homie, sparkplug, each with =<base topic> behind it where that is not the usual one"`
 	TLS          service.ClientTLS `prefix:"mqtt-tls-"`
+}
+
+func defaultMQTT() MQTTConfig {
+	return MQTTConfig{Dialect: dialectAuto, StatusTopics: slices.Clone(conventions)}
 }
 
 // ClusterConfig is one of several clusters that a bridge serves.
@@ -42,7 +48,7 @@ type ClusterConfig struct {
 }
 
 // SetDefaults fills in what a file's list item leaves out.
-func (c *ClusterConfig) SetDefaults() { c.Dialect = dialectAuto }
+func (c *ClusterConfig) SetDefaults() { c.MQTTConfig = defaultMQTT() }
 
 // Config is everything that a bridge needs to know.
 type Config struct {
@@ -72,7 +78,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Config:            eventlog.DefaultConfig(),
-		MQTT:              MQTTConfig{Dialect: dialectAuto},
+		MQTT:              defaultMQTT(),
 		Cluster:           defaultCluster,
 		Name:              defaultName,
 		SpoolMaxBytes:     defaultSpoolMaxBytes,
@@ -160,6 +166,7 @@ func (c *MQTTConfig) validate(embedded bool) []error {
 	if c.Dialect != dialectAuto && dialectByName(c.Dialect) == nil {
 		errs = append(errs, fmt.Errorf("mqtt-dialect: %q is none of %s", c.Dialect, strings.Join(dialectNames(), ", ")))
 	}
+	errs = append(errs, c.validateStatusTopics()...)
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		errs = append(errs, fmt.Errorf("mqtt-timezone: give an IANA name such as Europe/Berlin: %w", err))
 	}

@@ -48,6 +48,7 @@ var dialects = []*dialect{
 	mosquittoDialect,
 	awsDialect,
 	mosquittoPluginDialect,
+	statusTopicDialect,
 }
 
 func dialectByName(name string) *dialect {

@@ -14,8 +14,11 @@ const maxStampMS = 253_402_300_799_999
 // ignoredRemoved is why a message without payload is ignored: a retained message was removed, which says nothing about the client.
 const ignoredRemoved = "removed"
 
-// deadLongID is the reason of dead letters whose client ID is longer than MQTT allows.
-const deadLongID = "client_id_too_long"
+// Reasons of dead letters.
+const (
+	deadLongID  = "client_id_too_long" // longer than MQTT allows
+	deadPayload = "bad_payload"        // in a format that is not JSON
+)
 
 // read has the decoder that owns a message read it, and sees to what holds for the facts of every dialect: their records can be read again,
 // whatever the payload claims.
