@@ -72,6 +72,10 @@ fuzz: ## Run each fuzz target of every module for FUZZTIME (default 20s).
 		go test -tags $(TEST_TAGS) -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
 	done <<<"$$targets"
 
+.PHONY: mutants
+mutants: ## Break the fold on purpose, one way at a time, and see the tests catch each.
+	@cd libs && go run ./simulator/cmd/mutants $(ARGS)
+
 .PHONY: bench
 bench: ## Run the Go benchmarks, then the load tool against an embedded Presence.
 	go test -tags $(TEST_TAGS) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) work
