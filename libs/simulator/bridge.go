@@ -1,0 +1,273 @@
+package simulator
+
+import (
+	"strconv"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+// bridge is an ideal bridge: it loses nothing that it receives, unless told so, and knows what it has not received.
+type bridge struct {
+	sim   *sim
+	index int
+	skew  int64 // of its clock; the first bridge's clock is the true time
+	up    bool
+	kept  bool // the broker keeps its session meanwhile
+	began bool // it has subscribed once
+
+	dropUntilMS int64
+	feed        presence.NodeFact
+	before      presence.NodeFact // while a kept session is down
+	lastMS      map[string]int64  // by node: when the latest of its events came
+}
+
+func newBridge(s *sim, i int) *bridge {
+	b := &bridge{sim: s, index: i, lastMS: map[string]int64{}}
+	if i > 0 {
+		b.skew = -300
+	}
+	b.feed = presence.NodeFact{Kind: presence.Feed, Cluster: clusterName, Bridge: "bridge-" + strconv.Itoa(i), Dialect: s.plan.Nodes[0].Dialect, LeaseMS: 10_000}
+	return b
+}
+
+func (b *bridge) now() int64 { return b.sim.nowMS + b.skew }
+
+// assert records the feed as it is. Two records never have one stamp: the latest would not be defined.
+func (b *bridge) assert() {
+	if !b.began {
+		return
+	}
+	at := max(b.now(), b.feed.ReceivedMS+1)
+	b.feed.TimeMS, b.feed.ReceivedMS = at, at
+	b.sim.h.nodeFact(b.feed)
+}
+
+// join subscribes.
+func (b *bridge) join(again bool) {
+	s := b.sim
+	if b.up || again && !b.began {
+		return
+	}
+	b.up, b.began = true, true
+	if b.kept {
+		b.kept = false
+		b.feed.CompleteSinceMS, b.feed.GapFromMS, b.feed.GapToMS = b.before.CompleteSinceMS, b.before.GapFromMS, b.before.GapToMS
+		for i := range s.h.Deliveries {
+			if d := &s.h.Deliveries[i]; d.held && d.Bridge == b.index {
+				d.held = false
+				d.ReceivedMS = max(b.lastMS[""], b.now()) + 1
+				b.lastMS[""] = d.ReceivedMS
+				if o := s.plan.Nodes[0].Ordered; o {
+					b.lastMS[d.Event.Node] = max(b.lastMS[d.Event.Node], d.ReceivedMS)
+				}
+			}
+		}
+	} else {
+		b.feed.CompleteSinceMS = b.now()
+		if b.feed.GapFromMS != 0 {
+			b.feed.GapToMS = b.now()
+		}
+		b.sim.h.sessions = append(b.sim.h.sessions, session{b.index, b.now()})
+		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
+	}
+	b.assert()
+	for _, n := range s.nodes {
+		s.beatSoon(n, 1+int64(n.index)*7_000)
+	}
+	if s.plan.Nodes[0].Retained && again {
+		for _, c := range s.clients {
+			s.h.Hazards.set(18)
+			s.emit(&Event{Kind: Replay, Habits: s.plan.Nodes[0], Node: s.nodes[0].name, ClientID: c.id, Client: -1})
+		}
+	}
+}
+
+// cut takes the session away. What is under way is lost with it, unless the broker keeps it.
+func (b *bridge) cut(keep bool) {
+	if !b.up {
+		return
+	}
+	s := b.sim
+	b.up, b.kept = false, keep && s.plan.Nodes[0].QoS > 0
+	b.before = b.feed
+	for i := range s.h.Deliveries {
+		d := &s.h.Deliveries[i]
+		if d.Bridge != b.index || d.held || d.ReceivedMS <= b.now() {
+			continue
+		}
+		if b.kept {
+			d.held = true
+		} else {
+			d.Event.Lost = "the bridge lost its session"
+			d.lost = true
+			s.h.Hazards.set(12)
+		}
+	}
+	b.feed.CompleteSinceMS, b.feed.GapFromMS, b.feed.GapToMS = 0, b.now(), 0
+	b.assert()
+}
+
+// gap records that facts were lost in an interval that has ended.
+func (b *bridge) gap(fromMS, toMS int64) {
+	if b.up {
+		b.feed.CompleteSinceMS, b.feed.GapFromMS, b.feed.GapToMS = toMS, max(b.feed.GapFromMS, fromMS), toMS
+		b.assert()
+	} else if b.kept {
+		b.before.CompleteSinceMS, b.before.GapFromMS, b.before.GapToMS = toMS, max(b.before.GapFromMS, fromMS), toMS
+	}
+	b.sim.quietMS = max(b.sim.quietMS, b.sim.nowMS+presence.SettleMS)
+}
+
+// overrun has the spool drop what comes for a while.
+func (b *bridge) overrun(forMS int64) {
+	if !b.up || b.dropUntilMS > b.now() {
+		return
+	}
+	s := b.sim
+	fromMS := b.now()
+	b.dropUntilMS = fromMS + forMS
+	for i := range s.h.Deliveries {
+		if d := &s.h.Deliveries[i]; d.Bridge == b.index && !d.held && d.ReceivedMS >= fromMS && d.ReceivedMS < b.dropUntilMS {
+			b.drop(d)
+		}
+	}
+	s.at(s.nowMS+forMS, func() {
+		b.feed.DroppedFromMS, b.feed.DroppedToMS = fromMS, b.now()
+		b.feed.DroppedCount++
+		if b.feed.CompleteSinceMS != 0 {
+			b.feed.CompleteSinceMS = b.now()
+		}
+		if b.before.CompleteSinceMS != 0 {
+			b.before.CompleteSinceMS = b.now()
+		}
+		b.assert()
+		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
+	})
+}
+
+func (b *bridge) drop(d *Delivery) {
+	d.lost = true
+	d.Event.Lost = "dropped at the spool's bound"
+	b.sim.h.Hazards.set(12)
+}
+
+// publish sends an event to whoever is subscribed.
+func (s *sim) publish(e *Event, d *dice) {
+	s.emit(e)
+	if s.cutOff(e.Node) {
+		e.Lost = "its node is not reached"
+		return
+	}
+	if s.plan.Mode == Silent && (e.Kind == Connected || e.Kind == Disconnected) && d.in(4) {
+		e.Lost = "inside the broker"
+		if e.Client >= 0 {
+			s.clients[e.Client].mourned = true
+		}
+		return
+	}
+	received := false
+	for _, b := range s.bridges {
+		copies := 1
+		if e.Habits.QoS == 1 && d.in(6) || e.Habits.Clock != Received && e.Habits.Clock != Seconds && d.in(2) {
+			// Redelivered, or matched by two filters.
+			copies = 2
+		}
+		for range copies {
+			received = b.receive(e, d) || received
+		}
+	}
+	if !received {
+		e.Lost = "no bridge was subscribed"
+		if e.Client >= 0 {
+			s.h.Hazards.set(12)
+		}
+	}
+}
+
+func (s *sim) emit(e *Event) {
+	e.Seq, e.TrueMS = len(s.h.Events)+1, s.nowMS
+	s.h.Events = append(s.h.Events, e)
+}
+
+func (s *sim) cutOff(node string) bool {
+	for _, n := range s.nodes {
+		if n.name == node {
+			return n.cutOff
+		}
+	}
+	return false
+}
+
+// receive has an event arrive after a while, and reports whether it will.
+func (b *bridge) receive(e *Event, d *dice) bool {
+	if !b.up && !b.kept {
+		return false
+	}
+	at := b.now() + delay(d)
+	if e.Habits.Ordered {
+		at = max(at, b.lastMS[e.Node])
+		b.lastMS[e.Node] = at
+	}
+	b.sim.h.Deliveries = append(b.sim.h.Deliveries, Delivery{ReceivedMS: at, Bridge: b.index, Event: e, held: !b.up})
+	if at < b.dropUntilMS {
+		b.drop(&b.sim.h.Deliveries[len(b.sim.h.Deliveries)-1])
+	}
+	return true
+}
+
+func delay(d *dice) int64 {
+	switch w := d.n(100); {
+	case w < 70:
+		return d.ms(1, 30)
+	case w < 90:
+		return d.ms(30, 800)
+	case w < 97:
+		return d.ms(800, 4_000)
+	}
+	return d.ms(4_000, 20_000)
+}
+
+// sweep asks the broker for every client, once what was lost can show, and then calls the feed complete again.
+func (s *sim) sweep(d *dice) {
+	if !s.nodes[0].habits.Queries {
+		return
+	}
+	s.advance(max(s.nowMS, s.quietMS))
+	for _, b := range s.bridges {
+		if !b.up {
+			return
+		}
+	}
+	for _, n := range s.nodes {
+		if n.side != 0 || n.cutOff {
+			return
+		}
+	}
+	for _, c := range s.clients {
+		f := presence.Fact{Kind: presence.Observed, Cluster: clusterName, ClientID: c.id, Dialect: s.nodes[0].habits.Dialect, Source: "sweep",
+			QueryStartMS: s.nowMS, QueryEndMS: s.nowMS + d.ms(1, 30), Online: presence.Some(false)}
+		f.TimeMS, f.ReceivedMS = f.QueryEndMS, f.QueryEndMS
+		if len(c.live) > 0 {
+			k := c.live[len(c.live)-1]
+			if s.nowMS-k.openedMS < presence.SettleMS && d.in(50) {
+				s.h.Hazards.set(14)
+			} else {
+				f.Online = presence.Some(true)
+				if k.node.habits.QueryKey {
+					f.Node, f.Connection = s.factNode(k.node), k.key
+				}
+			}
+		} else if c.ended != nil {
+			s.h.Hazards.set(17)
+		}
+		f.SetID()
+		s.h.Deliveries = append(s.h.Deliveries, Delivery{ReceivedMS: f.ReceivedMS, Client: c.index, Fact: f, IsFact: true, Query: true})
+		s.advance(f.QueryEndMS + 1)
+	}
+	for _, b := range s.bridges {
+		if b.up {
+			b.feed.ResyncedMS = b.now()
+			b.assert()
+		}
+	}
+}
