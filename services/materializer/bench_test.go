@@ -15,9 +15,9 @@ import (
 )
 
 // benchPartition returns a partition over an empty store, without Kafka: what is folded is committed, and stays in the outbox.
-func benchPartition(b testing.TB, publish bool) *partition {
+func benchPartition(b testing.TB, publish bool, evidence int) *partition {
 	b.Helper()
-	db, err := store.Open(b.TempDir(), store.Options{CacheBytes: 64 << 20, FS: vfs.Default})
+	db, err := store.Open(b.TempDir(), store.Options{CacheBytes: 64 << 20, FS: vfs.Default, EvidencePerClient: evidence})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -28,6 +28,7 @@ func benchPartition(b testing.TB, publish bool) *partition {
 	})
 	cfg := DefaultConfig()
 	cfg.DataDir, cfg.NoServer, cfg.Publish, cfg.Kafka.Brokers, cfg.Kafka.Partitions = "data", true, publish, []string{"127.0.0.1:1"}, 1
+	cfg.EvidencePerClient = evidence
 	log := slog.New(slog.DiscardHandler)
 	m, err := New(cfg, log, newRegistry())
 	if err != nil {
@@ -60,17 +61,22 @@ func benchRecords(n, clients int) []*kgo.Record {
 }
 
 // BenchmarkFold decodes, folds and commits facts, in batches as of a replay, and of live traffic; "publish" also writes the outbox, which
-// is emptied as a publisher would.
+// is emptied as a publisher would; "unexplained" keeps no evidence.
 func BenchmarkFold(b *testing.B) {
 	for _, c := range []struct {
-		name    string
-		batch   int
-		publish bool
-	}{{"replay", catchUpBatch, false}, {"replay-publish", catchUpBatch, true}, {"live-publish", 64, true}} {
+		name     string
+		batch    int
+		publish  bool
+		evidence int
+	}{
+		{"replay", catchUpBatch, false, store.DefaultEvidence}, {"replay-unexplained", catchUpBatch, false, 0},
+		{"replay-publish", catchUpBatch, true, store.DefaultEvidence}, {"replay-publish-unexplained", catchUpBatch, true, 0},
+		{"live-publish", 64, true, store.DefaultEvidence}, {"live-publish-unexplained", 64, true, 0},
+	} {
 		b.Run(c.name, func(b *testing.B) {
 			const clients = 100_000
 			records := benchRecords(8*clients, clients)
-			p := benchPartition(b, c.publish)
+			p := benchPartition(b, c.publish, c.evidence)
 			b.ReportAllocs()
 			b.ResetTimer()
 			done := 0
@@ -104,7 +110,7 @@ func BenchmarkFold(b *testing.B) {
 
 func BenchmarkGetStates(b *testing.B) {
 	const clients = 100_000
-	p := benchPartition(b, false)
+	p := benchPartition(b, false, store.DefaultEvidence)
 	records := benchRecords(clients, clients)
 	for len(records) > 0 {
 		n := min(catchUpBatch, len(records))

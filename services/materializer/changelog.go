@@ -34,6 +34,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 	if err != nil {
 		return err
 	}
+	before := p.meta.Next
 	m := &merge{p: p, found: found, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
 	if next < end && start < end {
 		if err := m.loadUnpublished(); err != nil {
@@ -51,6 +52,10 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 		p.meta.Next = first
 	}
 	b.PutChangelog(max(next, end))
+	if !found || p.meta.Next > before {
+		// Others folded the facts before: no log here has them.
+		b.PutLogged(p.loggedFrom())
+	}
 	b.PutMeta(&p.meta)
 	if m.replaced > 0 {
 		p.log.Info("rows restored from client-state", service.KeyCount, m.replaced)

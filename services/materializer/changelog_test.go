@@ -220,7 +220,7 @@ func TestReplacedRowIsSwept(t *testing.T) {
 
 // A fact that a restored row holds causes nothing, even if the nodes changed since.
 func TestFactsOfARestoredRowArePassedOver(t *testing.T) {
-	p := benchPartition(t, true)
+	p := benchPartition(t, true, store.DefaultEvidence)
 	open, end := opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000)
 	var r store.Row
 	r.State.Apply(&open)

@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
 // Config is the configuration of a materializer.
@@ -20,6 +21,8 @@ type Config struct {
 	Replica        string        `conf:"replica" usage:"name of the replica: each is a consumer group of its own that owns all partitions"`
 	Publish        bool          `conf:"publish" usage:"publish transitions and checkpoints to client-state; exactly one replica must"`
 	Allowance      time.Duration `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
+
+	EvidencePerClient int `conf:"evidence-per-client" usage:"facts kept per client to explain its status with, the latest by arrival; 0: none"`
 
 	CheckpointInterval time.Duration `conf:"checkpoint-interval" usage:"time between two checkpoints of a partition that moved"`
 	CacheSize          int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache; its write buffers take up to 192 MiB besides"`
@@ -37,12 +40,13 @@ const (
 	defaultStateAddr      = "127.0.0.1:8083"
 	defaultSessionTimeout = 10 * time.Second
 	maxReplicaBytes       = 63
+	maxEvidence           = 256
 )
 
 // DefaultConfig returns the defaults; Kafka.Brokers and DataDir are empty.
 func DefaultConfig() Config {
 	return Config{
-		StateAddr: defaultStateAddr, Replica: "a", Publish: true, Allowance: 2 * time.Second,
+		StateAddr: defaultStateAddr, Replica: "a", Publish: true, Allowance: 2 * time.Second, EvidencePerClient: store.DefaultEvidence,
 		CheckpointInterval: 10 * time.Second, CacheSize: 256 << 20, Kafka: eventlog.DefaultConfig(),
 	}
 }
@@ -67,6 +71,9 @@ func (c Config) Validate() error {
 	}
 	if c.Allowance < 0 {
 		errs = append(errs, fmt.Errorf("allowance: %v is negative; use 0 or more", c.Allowance))
+	}
+	if c.EvidencePerClient < 0 || c.EvidencePerClient > maxEvidence {
+		errs = append(errs, fmt.Errorf("evidence-per-client: %d; use 0 to %d", c.EvidencePerClient, maxEvidence))
 	}
 	if c.CheckpointInterval <= 0 {
 		errs = append(errs, fmt.Errorf("checkpoint-interval: %v is not positive; use for example 10s", c.CheckpointInterval))

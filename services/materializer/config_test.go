@@ -10,11 +10,12 @@ import (
 func TestValidateNamesEveryMistake(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.StateAddr, cfg.StateAdvertise, cfg.Replica, cfg.Allowance, cfg.CheckpointInterval, cfg.CacheSize = "x", "y", "", -1, 0, -1
+	cfg.EvidencePerClient = -1
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, option := range []string{"data-dir", "kafka-brokers", "state-addr", "state-advertise", "replica", "allowance", "checkpoint-interval", "cache-size"} {
+	for _, option := range []string{"data-dir", "kafka-brokers", "state-addr", "state-advertise", "replica", "allowance", "checkpoint-interval", "cache-size", "evidence-per-client"} {
 		if !strings.Contains(err.Error(), option+": ") {
 			t.Errorf("%s is not named in: %v", option, err)
 		}

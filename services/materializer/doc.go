@@ -21,6 +21,8 @@
 //   - A checkpoint says: all states up to this offset are published before it in its partition.
 //   - Node events are read to the end before the first fact is folded, at every start, and wait for nothing after that. A change of
 //     nodes is in every answer at once; the sweep publishes the transitions that follow.
+//   - Beside the state stands the evidence: of each client the latest facts with their offsets and outcomes, and the transitions that they
+//     or a change of nodes caused. What was folded elsewhere is not in it, and the answer says from which offset on all facts are.
 //   - A read never reports a freshness that is newer than the rows it read.
 //
 // # Bounds

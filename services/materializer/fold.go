@@ -24,13 +24,15 @@ type fold struct {
 	arena   []byte // states of this batch; what entries point into
 	out     []store.Entry
 	poison  []*eventlog.DeadLetter
+	logged  []byte // of one client
+	key     []byte // of one client
 }
 
-// pendingFact is a decoded fact and the entry that it goes to.
+// pendingFact is a decoded fact, what became of it, and the entry that it goes to.
 type pendingFact struct {
-	fact   presence.Fact
-	offset int64
-	entry  int
+	store.Evidence
+	entry int
+	next  int // 1 + the index of the client's next fact of the batch, 0 for none
 }
 
 // entry is a row of the batch.
@@ -44,6 +46,10 @@ type entry struct {
 	before     []byte // as read
 	transition bool
 	touched    bool // received time grew
+
+	// The client's facts of the batch: 1 + the index of the first and of the last, and how many.
+	first, last, logged int
+	forgotten           bool // what was logged before them is to go
 }
 
 // emptyState is the encoding of the state of which nothing is known.
@@ -54,7 +60,7 @@ func (f *fold) init() { f.byKey = map[string]int{} }
 func (f *fold) reset() {
 	// The memory of a large batch is kept for the next large one only.
 	if len(f.facts) <= liveBatch && cap(f.facts) > 4*liveBatch {
-		*f = fold{byKey: map[string]int{}}
+		*f = fold{byKey: map[string]int{}, logged: f.logged}
 		return
 	}
 	clear(f.facts)
@@ -85,10 +91,15 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 	table := p.parts.nodes.table()
 	for i := range f.facts {
 		p.apply(&f.facts[i], table)
+		f.log(i)
 	}
 	b := p.parts.store.NewBatch(p.id)
 	for _, i := range f.order {
 		p.writeRow(b, &f.entries[i])
+	}
+	// After all rows: keys that ascend are cheaper to write.
+	for _, i := range f.order {
+		p.writeEvidence(b, &f.entries[i])
 	}
 	p.meta.Next, p.meta.AppliedMS = next, appliedMS
 	p.metrics.batchRecords.Observe(float64(len(records)))
@@ -104,14 +115,14 @@ func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
 			continue
 		}
 		next = r.Offset + 1
-		f.facts = append(f.facts, pendingFact{offset: r.Offset})
+		f.facts = append(f.facts, pendingFact{Evidence: store.Evidence{Offset: r.Offset}})
 		fact := &f.facts[len(f.facts)-1]
-		if d := p.check(r, &fact.fact); d != nil {
+		if d := p.check(r, &fact.Fact); d != nil {
 			f.poison = append(f.poison, d)
 			f.facts = f.facts[:len(f.facts)-1]
 			continue
 		}
-		appliedMS = max(appliedMS, fact.fact.ReceivedMS)
+		appliedMS = max(appliedMS, fact.Fact.ReceivedMS)
 		i, ok := f.byKey[string(r.Key)]
 		if !ok {
 			i = len(f.entries)
@@ -179,12 +190,13 @@ var noVersion = store.Version{Event: -1, Node: -1}
 
 // apply folds one fact and notes the transition that it causes.
 func (p *partition) apply(pf *pendingFact, table *nodeTable) {
-	f := &pf.fact
+	f := &pf.Fact
 	e := &p.folds.entries[pf.entry]
 	counts := &p.metrics.facts[f.Kind]
-	if pf.offset <= e.row.Latest.Event {
+	if pf.Offset <= e.row.Latest.Event {
 		// The row came from client-state and already holds the fact.
 		counts[presence.Duplicate].Inc()
+		pf.Outcome, pf.Restored = presence.Duplicate, true
 		return
 	}
 	if f.ReceivedMS > e.row.ReceivedMS {
@@ -196,15 +208,17 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 		v := presence.Status(&presence.State{}, cluster, p.allowanceMS())
 		e.row.Last.Status, e.row.Last.Belief, e.row.Last.Reason = v.Status, v.Belief, v.Reason
 	}
-	counts[e.row.State.Apply(f)].Inc()
+	pf.Outcome = e.row.State.Apply(f)
+	counts[pf.Outcome].Inc()
 	v := presence.Status(&e.row.State, cluster, p.allowanceMS())
 	if !changes(&e.row.Last, &v) {
 		return
 	}
-	version := store.Version{Event: pf.offset, Node: table.next - 1}
+	version := store.Version{Event: pf.Offset, Node: table.next - 1}
 	state := p.encodeState(&e.row.State)
 	p.transit(&e.row, &v, version, eventTime(f), f.Cluster, f.ClientID, state)
 	e.published, e.transition = state, true
+	pf.Changed, pf.Change = true, changeOf(&e.row.Last)
 }
 
 // encodeState returns the state's bytes, in memory of the batch.
@@ -275,6 +289,7 @@ func (p *partition) writeRow(b *store.Batch, e *entry) {
 	state := p.encodeState(&e.row.State)
 	changed := !bytes.Equal(state, e.before)
 	if !e.found && !changed && !e.transition {
+		e.logged = 0 // there is no row, so there is no log
 		return
 	}
 	dirty := !bytes.Equal(state, e.published) || !e.transition && e.row.Dirty

@@ -138,6 +138,9 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 			"empty data-dir to begin with the latest checkpoint, or raise the topic's retention",
 			errOutOfRange, eventlog.TopicClientEvents, p.id, first, end, p.parts.cfg.DataDir, p.meta.Next)
 	}
+	if err := p.noteLogging(); err != nil {
+		return err
+	}
 	if err := p.loadOutbox(); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 	}
 	resp := &presencev1.GetStatesResponse{Entries: make([]*presencev1.StateEntry, 0, len(keys))}
 	owned := m.owned()
-	r := reader{m: m, cluster: req.GetCluster()}
+	r := reader{m: m, cluster: req.GetCluster(), explain: req.GetExplain()}
 	seen := map[int32]freshness{}
 	for i, k := range keys {
 		if err := eventlog.ValidClientID(k.GetClientId()); err != nil {
@@ -107,6 +107,7 @@ func notReached(partition int32, want, next int64) error {
 type reader struct {
 	m       *Materializer
 	cluster string
+	explain bool
 	table   *nodeTable
 	key     []byte
 	value   []byte
@@ -121,8 +122,9 @@ func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error)
 		return nil, err
 	}
 	r.row = store.Row{}
+	var state []byte
 	if found {
-		if _, err := r.row.Decode(value); err != nil {
+		if state, err = r.row.Decode(value); err != nil {
 			return nil, err
 		}
 	}
@@ -137,6 +139,12 @@ func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error)
 	}
 	if !found {
 		return e, nil
+	}
+	if r.explain && e.GetFound() {
+		// The log is read after the row: it may hold a fact more, never one less.
+		if e.Evidence, err = r.evidence(p, state); err != nil {
+			return nil, err
+		}
 	}
 	l := &r.row.Last
 	e.TransitionTimeMs, e.PreviousStatus, e.EventOffset, e.NodeEventOffset = l.TimeMS, l.Previous.String(), l.Version.Event, l.Version.Node
@@ -170,7 +178,7 @@ func healthOf(c *presence.Cluster) *presencev1.ClusterHealth {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Nodes)) {
 		n := c.Nodes[name]
-		h.Nodes = append(h.Nodes, &presencev1.NodeHealth{Node: name, StartedMs: n.StartedMS, AliveMs: n.AliveMS, Gone: n.Gone(), Silent: n.Silent()})
+		h.Nodes = append(h.Nodes, &presencev1.NodeHealth{Node: name, StartedMs: n.StartedMS, AliveMs: n.AliveMS, Gone: n.Gone(), Silent: n.Silent(), GoneMs: n.GoneMS, SilentMs: n.SilentMS})
 	}
 	for _, bridge := range slices.Sorted(maps.Keys(c.Feeds)) {
 		f := c.Feeds[bridge]

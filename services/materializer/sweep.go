@@ -80,6 +80,7 @@ func (p *partition) sweepRow(b *store.Batch, table *nodeTable, cluster string, c
 		return nil
 	}
 	p.transit(&r, &v, version, table.touched[cluster].timeMS, cluster, clientOf(cluster, client), state)
+	p.logChange(b, client, &r)
 	if r.Dirty {
 		r.Dirty = false
 		b.ClearDirty(client)
@@ -160,6 +161,7 @@ func (p *partition) clean(b *store.Batch, table *nodeTable, client []byte) error
 	r.Dirty = false
 	if version := p.versionNow(&r, table); changes(&r.Last, &v) {
 		p.transit(&r, &v, version, table.touched[cluster].timeMS, cluster, clientID, state)
+		p.logChange(b, client, &r)
 	} else {
 		r.Latest = version
 		p.emit(&r, &v, false, cluster, clientID, state)

@@ -28,7 +28,13 @@ func (s *Store) NewBatch(partition int32) *Batch {
 
 func (b *Batch) set(key, value []byte) {
 	b.key = key
-	b.errs = errors.Join(b.errs, b.b.Set(key, value, nil))
+	b.fail(b.b.Set(key, value, nil))
+}
+
+func (b *Batch) fail(err error) {
+	if err != nil {
+		b.errs = errors.Join(b.errs, err)
+	}
 }
 
 // PutRow writes a client's row; state is what r.State.Append wrote.

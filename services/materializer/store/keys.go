@@ -14,7 +14,9 @@ import (
 //	outbox     0x03 | partition (2) | sequence (8)              value: Message
 //	dirty      0x04 | partition (2) | cluster "/" client ID     empty: the state changed after the client's latest record
 //	changelog  0x05 | partition (2)                             uvarint: client-state records below this offset are in the rows
+//	logged     0x06 | partition (2)                             uvarint: 1 + the offset from which on all facts are in the logs; 0: none
 //	client     0x10 | partition (2) | cluster "/" client ID     value: Row
+//	evidence   0x11 | partition (2) | cluster "/" client ID     log of Evidence; there if the row is, and goes with it
 //
 // Reserved: 0x20 to 0x3f for sessions, 0x40 to 0x6f for secondary indexes, 0x70 to 0x7f for counters.
 const (
@@ -23,11 +25,13 @@ const (
 	kindOutbox    byte = 0x03
 	kindDirty     byte = 0x04
 	kindChangelog byte = 0x05
+	kindLogged    byte = 0x06
 	kindClient    byte = 0x10
+	kindEvidence  byte = 0x11
 )
 
 // schemaVersion is the version of all layouts. A store of another version is refused.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // prefixSize is the length of kind and partition.
 const prefixSize = 3

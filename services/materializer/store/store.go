@@ -19,7 +19,12 @@ type Options struct {
 	CacheBytes int64        // size of the block cache; memtables take up to 192 MiB besides
 	Log        *slog.Logger // Pebble's own messages, at debug; its errors at error
 	FS         vfs.FS       // nil: the operating system's
+	// EvidencePerClient is how many entries a client's log keeps; 0: DefaultEvidence.
+	EvidencePerClient int
 }
+
+// DefaultEvidence is how many entries a client's log keeps by default.
+const DefaultEvidence = 16
 
 const (
 	memTableBytes   = 64 << 20
@@ -48,8 +53,12 @@ func Open(dir string, o Options) (*Store, error) {
 	if fs == nil {
 		fs = vfs.Default
 	}
+	if o.EvidencePerClient == 0 {
+		o.EvidencePerClient = DefaultEvidence
+	}
 	opts := &pebble.Options{
-		FS: fs,
+		FS:     fs,
+		Merger: evidenceMerger(o.EvidencePerClient),
 		// Pebble takes its memtables out of the cache.
 		CacheSize:                   o.CacheBytes + memTables*memTableBytes,
 		FormatMajorVersion:          pebble.FormatNewest,
@@ -72,7 +81,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	db, err := pebble.Open(dir, opts)
 	if err != nil {
-		return nil, fmt.Errorf("open the store in %s; is another process using it? %w", dir, err)
+		return nil, fmt.Errorf("open the store in %s; if another process uses it, stop that; if an older version wrote it, start with an empty data-dir, which is filled from Kafka: %w", dir, err)
 	}
 	return &Store{db: db}, nil
 }
@@ -132,29 +141,45 @@ func (s *Store) Meta(partition int32) (m Meta, found bool, err error) {
 
 // Changelog returns the offset below which client-state records are in the rows; 0 if none are.
 func (s *Store) Changelog(partition int32) (int64, error) {
-	value, closer, err := s.db.Get(appendPrefix(nil, kindChangelog, partition))
+	next, _, err := s.uvarint(appendPrefix(nil, kindChangelog, partition), "the client-state offset", partition)
+	return int64(next), err
+}
+
+// uvarint reads a number of a partition.
+func (s *Store) uvarint(key []byte, what string, partition int32) (v uint64, found bool, err error) {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.closed {
+		return 0, false, ErrClosed
+	}
+	value, closer, err := s.db.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
-		return 0, nil
+		return 0, false, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read the client-state offset of partition %d: %w", partition, err)
+		return 0, false, fmt.Errorf("read %s of partition %d: %w", what, partition, err)
 	}
-	next, n := binary.Uvarint(value)
+	v, n := binary.Uvarint(value)
 	if n != len(value) {
-		err = fmt.Errorf("%w: client-state offset of %d bytes", ErrCorrupt, len(value))
+		err = fmt.Errorf("%w: %s of %d bytes", ErrCorrupt, what, len(value))
 	}
-	return int64(next), errors.Join(err, closer.Close())
+	return v, true, errors.Join(err, closer.Close())
 }
 
 // AppendRow appends the value of a client's row to dst; found is false if there is none. The client is the key of its records.
 func (s *Store) AppendRow(dst []byte, partition int32, client []byte) (_ []byte, found bool, err error) {
+	var buf [128]byte
+	return s.appendValue(dst, appendClient(buf[:0], kindClient, partition, client), partition)
+}
+
+// appendValue appends what a client's key holds to dst.
+func (s *Store) appendValue(dst, key []byte, partition int32) (_ []byte, found bool, err error) {
 	s.closing.RLock()
 	defer s.closing.RUnlock()
 	if s.closed {
 		return dst, false, ErrClosed
 	}
-	var buf [128]byte
-	value, closer, err := s.db.Get(appendClient(buf[:0], kindClient, partition, client))
+	value, closer, err := s.db.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return dst, false, nil
 	}
