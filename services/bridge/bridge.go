@@ -200,8 +200,12 @@ func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline)
 			continue
 		}
 		p.start()
+		var configured []string
 		for _, c := range b.clusters {
-			if err := c.load(facts); err != nil {
+			configured = append(configured, c.name)
+		}
+		for _, c := range b.clusters {
+			if err := c.load(facts, configured); err != nil {
 				return err
 			}
 		}

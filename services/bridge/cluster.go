@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,6 +46,7 @@ type cluster struct {
 	decoders  []decoder
 	nodes     *nodes
 	feed      *feed
+	gateways  []string // clusters of the clients of gateways, which have the same nodes and the same feed; ascending
 	up        bool
 	refusal   error // why the broker refuses the subscription
 	heartbeat bool  // a node's heartbeat of this MQTT session is durable
@@ -130,21 +133,48 @@ func (c *cluster) assert() error {
 	c.mu.Lock()
 	fact, ok := c.feed.assert(now)
 	saved, err := c.feed.save()
+	clusters := c.clusters()
 	c.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	c.pipeline.submit(&delivery{cluster: c.name, receivedMS: time.Now().UnixMilli(), transient: true, records: []*kgo.Record{eventlog.NodeRecord(&fact, c.format)}})
+	c.pipeline.submit(&delivery{cluster: c.name, receivedMS: time.Now().UnixMilli(), transient: true, records: c.nodeRecords([]presence.NodeFact{fact}, clusters)})
 	if err != nil {
 		return err
 	}
 	return c.spool.remember(c.memoryName(), saved)
 }
 
+// clusters returns the names of all clusters whose facts come through this subscription; mu must be held.
+func (c *cluster) clusters() []string { return append([]string{c.name}, c.gateways...) }
+
+// nodeRecords returns the records of node facts, for each of the clusters.
+func (c *cluster) nodeRecords(facts []presence.NodeFact, clusters []string) []*kgo.Record {
+	var records []*kgo.Record
+	for _, name := range clusters {
+		for _, f := range facts {
+			f.Cluster = name
+			setNodeID(&f)
+			records = append(records, eventlog.NodeRecord(&f, c.format))
+		}
+	}
+	return records
+}
+
+// addGateway notes the cluster of a gateway's clients. It reports whether it is new: what is known of the nodes is to be asserted for it.
+func (c *cluster) addGateway(name string) bool {
+	i, known := slices.BinarySearch(c.gateways, name)
+	if !known {
+		c.gateways = slices.Insert(c.gateways, i, name)
+	}
+	return !known
+}
+
 func (c *cluster) memoryName() string { return "feed/" + c.name }
 
-// load takes what the log and the disk know from before: the node facts of the cluster, and the feed of this bridge. It is called once.
-func (c *cluster) load(facts []presence.NodeFact) error {
+// load takes what the log and the disk know from before: the node facts of the cluster, the feed of this bridge, and the gateways for which it
+// asserted that feed too, unless they are the names of clusters that are configured. It is called once.
+func (c *cluster) load(facts []presence.NodeFact, configured []string) error {
 	saved, err := c.spool.recall(c.memoryName())
 	if err != nil {
 		return err
@@ -156,6 +186,9 @@ func (c *cluster) load(facts []presence.NodeFact) error {
 		f := &facts[i]
 		switch {
 		case f.Cluster != c.name:
+			if f.Kind == presence.Feed && f.Bridge == c.feed.fact.Bridge && strings.HasPrefix(f.Cluster, c.name+"-") && !slices.Contains(configured, f.Cluster) {
+				c.addGateway(f.Cluster)
+			}
 		case f.Kind != presence.Feed:
 			c.nodes.recall(f)
 		case f.Bridge == c.feed.fact.Bridge:
@@ -164,12 +197,15 @@ func (c *cluster) load(facts []presence.NodeFact) error {
 	}
 	err = c.feed.recall(logged, saved)
 	started := c.nodes.load()
+	clusters, known := c.clusters(), c.nodes.asserted()
 	epoch := c.epoch
 	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	c.submitNodes(started, now, epoch, nil)
+	// A gateway's first client may have come before the log was read.
+	c.submitNodesOf(clusters[1:], known, now)
 	c.askAssert()
 	return nil
 }
@@ -200,6 +236,7 @@ func (c *cluster) subscribed(resumed bool, connectedMS, atMS int64) {
 	gap, loaded := c.feed.fact.GapToMS != before, c.feed.loaded
 	from := c.feed.fact.GapFromMS
 	c.up, c.refusal, c.heartbeat = true, nil, false
+	c.nodes.subscribed(atMS)
 	for _, d := range c.decoders {
 		d.subscribed(atMS)
 	}
@@ -247,10 +284,25 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	}
 	c.mu.Lock()
 	result, nodeFacts := c.decode(m)
+	var added []string
+	for i := range result.facts {
+		if name := result.facts[i].Cluster; name != c.name && c.addGateway(name) {
+			added = append(added, name)
+		}
+	}
+	var known []presence.NodeFact
+	if len(added) > 0 {
+		known = c.nodes.asserted()
+	}
 	epoch := c.epoch
 	dialect := c.feed.fact.Dialect
 	c.mu.Unlock()
 
+	if len(added) > 0 {
+		c.log.Info("a gateway has clients; they are a cluster of their own", "clusters", added)
+		c.submitNodesOf(added, known, m.receivedMS)
+		c.askAssert()
+	}
 	d := &delivery{cluster: c.name, receivedMS: m.receivedMS, settle: done}
 	for i := range result.facts {
 		f := &result.facts[i]
@@ -264,7 +316,10 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	case result.ignored != "":
 		c.metrics.ignored.WithLabelValues(result.ignored).Inc()
 	}
-	if len(nodeFacts) > 0 {
+	switch {
+	case len(nodeFacts) > 0 && len(d.records) > 0:
+		c.submitNodes(nodeFacts, m.receivedMS, epoch, nil)
+	case len(nodeFacts) > 0:
 		c.submitNodes(nodeFacts, m.receivedMS, epoch, done)
 		return
 	}
@@ -285,8 +340,13 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 			c.feed.fact.Dialect = c.dialects[i].name
 			c.log.Info("recognised the broker", service.KeyDialect, c.feed.fact.Dialect)
 		}
+		var facts []presence.NodeFact
+		if result.stepBack != nil {
+			c.log.Warn("the clock of a node was set back; until it has caught up, some clients' status is unknown", service.KeyNode, result.stepBack.node)
+			facts = c.nodes.setBack(result.stepBack)
+		}
 		if result.signal == nil {
-			return result, nil
+			return result, facts
 		}
 		if result.signal.kind == signalLost {
 			if result.signal.clientID == c.session.clientID {
@@ -294,9 +354,9 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 				c.feed.lost(m.receivedMS)
 				c.askAssert()
 			}
-			return ignore(ignoredLine), nil
+			return ignore(ignoredLine), facts
 		}
-		return result, c.nodes.apply(result.signal, m.receivedMS)
+		return result, append(facts, c.nodes.apply(result.signal, m.receivedMS)...)
 	}
 	return deadLetter(deadTopic, "no dialect knows the topic with such a payload"), nil
 }
@@ -306,7 +366,10 @@ func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch
 	if len(facts) == 0 {
 		return
 	}
-	d := &delivery{cluster: c.name, receivedMS: receivedMS, transient: true}
+	c.mu.Lock()
+	clusters := c.clusters()
+	c.mu.Unlock()
+	d := &delivery{cluster: c.name, receivedMS: receivedMS, transient: true, records: c.nodeRecords(facts, clusters)}
 	beats := false
 	for i := range facts {
 		f := &facts[i]
@@ -316,7 +379,9 @@ func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch
 		if f.Kind == presence.NodeStarted {
 			c.log.Info("a node has a new generation", service.KeyNode, f.Node, "started", time.UnixMilli(f.StartedMS).UTC())
 		}
-		d.records = append(d.records, eventlog.NodeRecord(f, c.format))
+		if f.Kind == presence.NodeSilent {
+			c.log.Warn("a node is silent: its heartbeats stay away", service.KeyNode, f.Node)
+		}
 	}
 	d.settle = func(o outcome) {
 		if beats && (o == inKafka || o == inSpool) {
@@ -329,6 +394,13 @@ func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch
 		}
 	}
 	c.pipeline.submit(d)
+}
+
+// submitNodesOf submits what is known of the nodes for clusters that have just come to be known.
+func (c *cluster) submitNodesOf(clusters []string, known []presence.NodeFact, receivedMS int64) {
+	if len(clusters) > 0 && len(known) > 0 {
+		c.pipeline.submit(&delivery{cluster: c.name, receivedMS: receivedMS, records: c.nodeRecords(known, clusters)})
+	}
 }
 
 func (c *cluster) deadLetter(m *message, dialect string, why *unreadable) *kgo.Record {

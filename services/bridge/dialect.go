@@ -145,6 +145,15 @@ type decoded struct {
 	signal  *signal
 	ignored string // why there is nothing to learn from it; a word to count by
 	dead    *unreadable
+	// stepBack comes with any of the above: the message's stamp shows that a node's clock was set back.
+	stepBack *stepBack
+}
+
+// stepBack says that the clock of a node was set back, from fromMS, which no stamp of before exceeds, to toMS, which every stamp of after
+// reaches.
+type stepBack struct {
+	node         string
+	fromMS, toMS int64
 }
 
 // unreadable says why a message could not be decoded.

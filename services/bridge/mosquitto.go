@@ -25,6 +25,8 @@ var mosquittoDialect = &dialect{
 		{topic: mosquittoVersion, qos: 2},
 	},
 	queueExpiry: 20 * time.Second,
+	heartbeat:   10 * time.Second,
+	profiles:    []string{presence.DialectMosquitto21},
 	newDecoder:  func(c decoderConfig) decoder { return newMosquittoDecoder(c) },
 }
 
@@ -51,6 +53,7 @@ type mosquittoDecoder struct {
 	stamps   stampCounter
 	arrivals arrivals // of lines without a stamp
 	clock    skew
+	step     *stepBack // that the line being read shows
 	// tcp are the peers whose connection was announced by a TCP listener: listeners of libwebsockets announce none.
 	tcp *peerSet
 	// addressIDs are the peers of clients whose ID is their own address, which 2.1 also writes for connections without a CONNECT.
@@ -81,7 +84,10 @@ func (d *mosquittoDecoder) decode(m *message) decoded {
 	}
 	switch {
 	case strings.HasPrefix(m.topic, mosquittoLog):
-		return d.line(m, strings.TrimPrefix(m.topic, mosquittoLog))
+		d.step = nil
+		result := d.line(m, strings.TrimPrefix(m.topic, mosquittoLog))
+		result.stepBack = d.step
+		return result
 	case m.topic == mosquittoUptime:
 		return d.uptime(m)
 	case m.topic == mosquittoVersion:
@@ -130,6 +136,10 @@ func (d *mosquittoDecoder) line(m *message, level string) decoded {
 	at, text := cutStamp(payload, d.location, m.receivedMS)
 	var order uint32
 	if at != 0 {
+		if from, ok := d.stamps.setBack(at); ok {
+			d.step = &stepBack{node: mosquittoNode, fromMS: from, toMS: at - 1}
+			d.clock = skew{}
+		}
 		order = d.stamps.next(at, m.receivedMS)
 		if d.live {
 			d.clock.sample(at, m.receivedMS)
@@ -254,6 +264,7 @@ type stampCounter struct {
 	count   uint32
 	counted bool // the session saw the stamp begin
 	started bool
+	last    int64 // of the line before; 0: none
 	sinceMS int64 // when the subscription began; 0: not yet; -1: lines from before it may come
 }
 
@@ -274,6 +285,14 @@ func (c *stampCounter) subscribed(atMS int64) {
 	if c.sinceMS == 0 {
 		c.sinceMS = atMS
 	}
+}
+
+// setBack reports whether the stamp of the next line shows that the clock was set back, and from when: the latest stamp of the session. Stamps are
+// whole seconds, and one MQTT session keeps the order of lines.
+func (c *stampCounter) setBack(at int64) (fromMS int64, ok bool) {
+	ok = c.last != 0 && at < c.last-stepMS
+	c.last = at
+	return c.latest, ok
 }
 
 // next returns the 1-based ordinal of a line, 0 if the session did not see its stamp begin. A stamp before the latest is one of a clock that

@@ -3,6 +3,7 @@ package bridge
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/mqtt-presence/presence/libs/presence"
 )
@@ -25,6 +26,7 @@ var mosquittoPluginDialect = &dialect{
 		{topic: mosquittoUptime, qos: 2},
 		{topic: mosquittoVersion, qos: 2},
 	},
+	heartbeat: 10 * time.Second,
 	newDecoder: func(c decoderConfig) decoder {
 		return &mosquittoPluginDecoder{log: newMosquittoDecoder(c), cluster: c.cluster}
 	},

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/mqtt-presence/presence/libs/presence"
@@ -34,6 +35,9 @@ type nodes struct {
 	heardMS int64
 	// Until queuedUntilMS a heartbeat may be one that the broker kept for the session, sent at any time from queuedSinceMS on.
 	queuedSinceMS, queuedUntilMS int64
+
+	upSinceMS int64 // since when heartbeats would have been received, 0 if the subscription is down
+	tickedMS  int64
 }
 
 // node is what is known of one node.
@@ -44,8 +48,17 @@ type node struct {
 	clockMS    int64 // of the latest heartbeat, on the node's clock; 0 if unknown
 	gone       bool
 
-	uptime, clock pending // halves of a heartbeat that have not met
-	burstUntilMS  int64
+	heardMS int64  // of the latest heartbeat of whichever kind, on the bridge's clock
+	dialect string // of it
+	everyMS int64  // time between two heartbeats as it was seen, 0 if it was not
+	silent  bool   // asserted, since the latest heartbeat
+
+	clock steps // of the node's clock
+	// latest are the facts of each kind that were asserted last, as the log has them.
+	latest map[presence.NodeKind]presence.NodeFact
+
+	uptime, datetime pending // halves of a heartbeat that have not met
+	burstUntilMS     int64
 }
 
 type pending struct {
@@ -58,7 +71,7 @@ func newNodes(cluster string) *nodes { return &nodes{cluster: cluster, byName: m
 
 func (n *nodes) node(name string) *node {
 	if n.byName[name] == nil {
-		n.byName[name] = &node{}
+		n.byName[name] = &node{latest: map[presence.NodeKind]presence.NodeFact{}}
 	}
 	return n.byName[name]
 }
@@ -66,9 +79,13 @@ func (n *nodes) node(name string) *node {
 // recall takes a node fact that is already in the log.
 func (n *nodes) recall(f *presence.NodeFact) {
 	m := n.node(f.Node)
+	m.latest[f.Kind] = *f
 	switch f.Kind {
 	case presence.NodeAlive, presence.NodeStarted:
 		m.known = true
+		if f.ReceivedMS >= m.heardMS {
+			m.heardMS, m.dialect = f.ReceivedMS, f.Dialect
+		}
 		if f.ReceivedMS > m.receivedMS {
 			m.receivedMS, m.uptimeMS, m.clockMS = f.ReceivedMS, f.UptimeMS.Value, f.TimeMS
 			if f.TimeMS == f.ReceivedMS {
@@ -76,14 +93,15 @@ func (n *nodes) recall(f *presence.NodeFact) {
 				m.clockMS = 0
 			}
 		}
-	case presence.NodeGone:
-		m.gone = true
-	case presence.NodeSilent, presence.Feed, presence.NodeUnknown:
+	case presence.NodeGone, presence.NodeSilent, presence.Feed, presence.NodeUnknown:
 	}
 }
 
 // interrupted is called when a connection has ended that was last heard at atMS.
-func (n *nodes) interrupted(atMS int64) { n.heardMS = atMS }
+func (n *nodes) interrupted(atMS int64) { n.heardMS, n.upSinceMS = atMS, 0 }
+
+// subscribed is called at each SUBACK.
+func (n *nodes) subscribed(atMS int64) { n.upSinceMS = atMS }
 
 // resumed is called when a session is resumed whose connection was down from sinceMS to nowMS.
 func (n *nodes) resumed(sinceMS, nowMS int64) {
@@ -93,17 +111,63 @@ func (n *nodes) resumed(sinceMS, nowMS int64) {
 // load ends recalling and returns the facts of the heartbeats that came before.
 func (n *nodes) load() []presence.NodeFact {
 	n.loaded = true
+	for _, m := range n.byName {
+		m.recalled()
+	}
 	var facts []presence.NodeFact
 	for i := range n.early {
 		s := &n.early[i]
 		facts = append(facts, n.heartbeat(s, s.receivedMS)...)
 	}
 	n.early = nil
+	return n.assert(facts)
+}
+
+// recalled ends recalling of a node: of facts of two kinds the later counts.
+func (m *node) recalled() {
+	m.gone = m.latest[presence.NodeGone].ReceivedMS > m.heardMS
+	m.silent = m.latest[presence.NodeSilent].ReceivedMS > m.heardMS
+	seen := m.clock
+	m.clock = steps{}
+	for _, kind := range []presence.NodeKind{presence.NodeStarted, presence.NodeAlive} {
+		if f, ok := m.latest[kind]; ok {
+			m.clock.recall(&f)
+		}
+	}
+	if seen.fromMS != 0 {
+		m.clock.setBack(seen.fromMS, seen.toMS)
+	}
+}
+
+// assert notes facts that are about to be asserted.
+func (n *nodes) assert(facts []presence.NodeFact) []presence.NodeFact {
+	for _, f := range facts {
+		n.node(f.Node).latest[f.Kind] = f
+	}
 	return facts
 }
 
+// asserted returns what the log has of all nodes: the latest fact of each kind.
+func (n *nodes) asserted() []presence.NodeFact {
+	var facts []presence.NodeFact
+	for _, name := range n.names() {
+		for _, kind := range []presence.NodeKind{presence.NodeStarted, presence.NodeAlive, presence.NodeGone, presence.NodeSilent} {
+			if f, ok := n.byName[name].latest[kind]; ok {
+				facts = append(facts, f)
+			}
+		}
+	}
+	return facts
+}
+
+func (n *nodes) names() []string { return slices.Sorted(maps.Keys(n.byName)) }
+
 // apply takes a signal and returns the facts that follow from it.
 func (n *nodes) apply(s *signal, receivedMS int64) []presence.NodeFact {
+	return n.assert(n.facts(s, receivedMS))
+}
+
+func (n *nodes) facts(s *signal, receivedMS int64) []presence.NodeFact {
 	switch s.kind {
 	case signalUptime, signalClock:
 		return n.half(s, receivedMS)
@@ -121,16 +185,17 @@ func (n *nodes) apply(s *signal, receivedMS int64) []presence.NodeFact {
 	return nil
 }
 
-// tick gives up waiting for the other half of heartbeats.
+// tick gives up waiting for the other half of heartbeats, and finds the nodes that are silent. It is to be called at least every second.
 func (n *nodes) tick(nowMS int64) []presence.NodeFact {
 	var facts []presence.NodeFact
-	for _, m := range n.byName {
+	for _, name := range n.names() {
+		m := n.byName[name]
 		if m.uptime.valid && nowMS-m.uptime.receivedMS > pairMS {
 			m.uptime.valid = false
 			facts = append(facts, n.heartbeat(&m.uptime.signal, m.uptime.receivedMS)...)
 		}
 	}
-	return facts
+	return n.assert(append(facts, n.silences(nowMS)...))
 }
 
 // half takes an uptime or a clock and joins it with the other half of the heartbeat.
@@ -139,7 +204,7 @@ func (n *nodes) half(s *signal, receivedMS int64) []presence.NodeFact {
 		return n.heartbeat(s, receivedMS)
 	}
 	m := n.node(s.node)
-	mine, other := &m.uptime, &m.clock
+	mine, other := &m.uptime, &m.datetime
 	if s.kind == signalClock {
 		mine, other = other, mine
 	}
@@ -195,8 +260,15 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 			}
 		}
 	}
-	m.known, m.gone = true, false
+	if !started && n.upSinceMS != 0 && m.heardMS >= n.upSinceMS {
+		m.every(s.ms - m.uptimeMS)
+	}
+	if s.paired && s.clockMS != 0 {
+		m.clock.heartbeat(reading{uptimeMS: s.ms, clockMS: s.clockMS, receivedMS: receivedMS, granularityMS: s.granularityMS, queued: receivedMS < n.queuedUntilMS}, started)
+	}
+	m.known, m.gone, m.silent = true, false, false
 	m.uptimeMS, m.receivedMS, m.clockMS = s.ms, receivedMS, s.clockMS
+	m.heardMS, m.dialect = receivedMS, s.dialect
 
 	f := n.fact(presence.NodeAlive, s.node, s.dialect, s.clockMS, receivedMS)
 	f.UptimeMS = presence.Some(s.ms)
@@ -210,6 +282,7 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 		f.StartedMS -= f.StartedMS % s.granularityMS
 	}
 	f.StartedMS = max(f.StartedMS, 1)
+	f.SetBackFromMS, f.SetBackToMS = m.clock.fromMS, m.clock.toMS
 	setNodeID(&f)
 	if !started {
 		return []presence.NodeFact{f}
@@ -222,7 +295,8 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 
 // stale reports whether a heartbeat is an old one of the generation that is known: its uptime is smaller for the same boot.
 func (m *node) stale(s *signal) bool {
-	return m.known && s.clockMS != 0 && m.clockMS != 0 && s.ms < m.uptimeMS && abs((s.clockMS-s.ms)-(m.clockMS-m.uptimeMS)) <= sameBootMS
+	return m.known && s.clockMS != 0 && m.clockMS != 0 && s.ms < m.uptimeMS &&
+		abs((s.clockMS-s.ms)-(m.clockMS-m.uptimeMS)) <= sameBootMS+2*s.granularityMS
 }
 
 func (m *node) startedAnew(s *signal, bootMS, bootReceivedMS int64) bool {
@@ -235,12 +309,14 @@ func (m *node) startedAnew(s *signal, bootMS, bootReceivedMS int64) bool {
 // started takes the node's own word that it has started.
 func (n *nodes) started(s *signal, receivedMS int64) []presence.NodeFact {
 	m := n.node(s.node)
-	m.known, m.gone = true, false
+	m.known, m.gone, m.silent = true, false, false
 	m.uptimeMS, m.receivedMS, m.clockMS = 0, receivedMS, s.clockMS
+	m.heardMS, m.dialect = receivedMS, s.dialect
 	f := n.fact(presence.NodeStarted, s.node, s.dialect, s.clockMS, receivedMS)
 	f.UptimeMS = presence.Some(int64(0))
 	// The line may have waited in the session's queue; its stamp, of a whole second, bounds how long.
 	f.StartedMS, f.StartedReceivedMS = s.ms, min(receivedMS, s.ms+s.granularityMS)
+	f.SetBackFromMS, f.SetBackToMS = m.clock.fromMS, m.clock.toMS
 	setNodeID(&f)
 	return []presence.NodeFact{f}
 }
@@ -252,7 +328,11 @@ func (n *nodes) alive(s *signal, receivedMS int64) []presence.NodeFact {
 		return nil
 	}
 	m := n.node(s.node)
-	m.known, m.gone, m.receivedMS = true, false, receivedMS
+	if n.upSinceMS != 0 && m.heardMS >= n.upSinceMS {
+		m.every(receivedMS - m.heardMS)
+	}
+	m.known, m.gone, m.silent, m.receivedMS = true, false, false, receivedMS
+	m.heardMS, m.dialect = receivedMS, s.dialect
 	return []presence.NodeFact{n.fact(presence.NodeAlive, s.node, s.dialect, 0, receivedMS)}
 }
 
@@ -265,7 +345,8 @@ func (n *nodes) members(s *signal, receivedMS int64) []presence.NodeFact {
 		return nil
 	}
 	var facts []presence.NodeFact
-	for name, m := range n.byName {
+	for _, name := range n.names() {
+		m := n.byName[name]
 		listed := slices.Contains(s.members, name)
 		if !listed && !m.gone {
 			facts = append(facts, n.fact(presence.NodeGone, name, s.dialect, 0, receivedMS))
@@ -291,6 +372,6 @@ func setNodeID(f *presence.NodeFact) {
 	if f.Kind == presence.Feed {
 		name = f.Bridge
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%q/%d/%d/%d", f.Cluster, f.Kind, name, f.TimeMS, f.UptimeMS.Value, f.StartedMS))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%q/%d/%d/%d/%d/%d", f.Cluster, f.Kind, name, f.TimeMS, f.UptimeMS.Value, f.StartedMS, f.SetBackFromMS, f.SetBackToMS))
 	f.ID = hex.EncodeToString(sum[:16])
 }

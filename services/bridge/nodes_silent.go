@@ -1,0 +1,57 @@
+package bridge
+
+import (
+	"slices"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+)
+
+const (
+	// silentAfter is how many heartbeats must stay away until a node is silent.
+	silentAfter = 3
+	// tickGapMS is how far apart two ticks may be while the bridge runs as it should.
+	tickGapMS = 5_000
+)
+
+// heartbeatMS is the time between two heartbeats of a node, as the broker of a dialect or profile is shipped; 0 if it has none.
+func heartbeatMS(name string) int64 {
+	for _, d := range dialects {
+		if d.name == name || slices.Contains(d.profiles, name) {
+			return d.heartbeat.Milliseconds()
+		}
+	}
+	return 0
+}
+
+// every notes how long after the one before a heartbeat was sent, or received. The shortest time is the interval: heartbeats get lost.
+func (m *node) every(ms int64) {
+	if ms > 0 && (m.everyMS == 0 || ms < m.everyMS) {
+		m.everyMS = ms
+	}
+}
+
+// silences returns a fact for each node that has been silent for longer than its heartbeats allow, once per silence. Only what the bridge would
+// have heard counts: not the time before its subscription, nor one in which the bridge itself stood still or its clock was set (L7). A
+// broker whose heartbeats are configured to be rarer than usual is given three of those that were seen.
+func (n *nodes) silences(nowMS int64) []presence.NodeFact {
+	if n.tickedMS != 0 && n.upSinceMS != 0 && (nowMS < n.tickedMS || nowMS-n.tickedMS > tickGapMS) {
+		n.upSinceMS = nowMS
+	}
+	n.tickedMS = nowMS
+	if !n.loaded || n.upSinceMS == 0 {
+		return nil
+	}
+	var facts []presence.NodeFact
+	for _, name := range n.names() {
+		m := n.byName[name]
+		every := heartbeatMS(m.dialect)
+		if every == 0 || m.gone || m.silent || m.heardMS == 0 {
+			continue
+		}
+		if nowMS-max(m.heardMS, n.upSinceMS) > silentAfter*max(every, m.everyMS) {
+			m.silent = true
+			facts = append(facts, n.fact(presence.NodeSilent, name, m.dialect, 0, nowMS))
+		}
+	}
+	return facts
+}
