@@ -50,7 +50,8 @@ type node struct {
 
 	heardMS int64  // of the latest heartbeat of whichever kind, on the bridge's clock
 	dialect string // of it
-	everyMS int64  // time between two heartbeats as it was seen, 0 if it was not
+	gapMS   int64  // between the latest two heartbeats
+	everyMS int64  // their interval as it was seen, 0 if it was not
 	silent  bool   // asserted, since the latest heartbeat
 
 	clock steps // of the node's clock

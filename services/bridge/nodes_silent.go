@@ -23,11 +23,13 @@ func heartbeatMS(name string) int64 {
 	return 0
 }
 
-// every notes how long after the one before a heartbeat was sent, or received. The shortest time is the interval: heartbeats get lost.
+// every notes how long after the one before a heartbeat was sent, or received. Two that agree, one after the other, are the interval: heartbeats
+// get lost, and a silence is none.
 func (m *node) every(ms int64) {
-	if ms > 0 && (m.everyMS == 0 || ms < m.everyMS) {
+	if ms > 0 && abs(ms-m.gapMS) <= ms/5 {
 		m.everyMS = ms
 	}
+	m.gapMS = ms
 }
 
 // silences returns a fact for each node that has been silent for longer than its heartbeats allow, once per silence. Only what the bridge would
