@@ -65,14 +65,14 @@ func (b *bridge) join(again bool) {
 	} else {
 		b.feed.CompleteSinceMS = b.now()
 		if b.feed.GapFromMS != 0 {
-			b.feed.GapToMS = b.now()
+			b.gap(b.feed.GapFromMS - b.skew)
 		}
 		b.sim.h.sessions = append(b.sim.h.sessions, session{b.index, b.now()})
 		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
 	}
 	b.assert()
 	for _, n := range s.nodes {
-		s.beatSoon(n, 1+int64(n.index)*7_000)
+		s.beatSoon(n, 1+int64(n.index)*1_000)
 	}
 	if s.plan.Nodes[0].Retained && again {
 		for _, c := range s.clients {
@@ -92,7 +92,7 @@ func (b *bridge) cut(keep bool) {
 	b.before = b.feed
 	for i := range s.h.Deliveries {
 		d := &s.h.Deliveries[i]
-		if d.Bridge != b.index || d.held || d.ReceivedMS <= b.now() {
+		if d.Event == nil || d.Bridge != b.index || d.held || d.ReceivedMS <= b.now() {
 			continue
 		}
 		if b.kept {
@@ -107,15 +107,23 @@ func (b *bridge) cut(keep bool) {
 	b.assert()
 }
 
-// gap records that facts were lost in an interval that has ended.
-func (b *bridge) gap(fromMS, toMS int64) {
-	if b.up {
-		b.feed.CompleteSinceMS, b.feed.GapFromMS, b.feed.GapToMS = toMS, max(b.feed.GapFromMS, fromMS), toMS
-		b.assert()
-	} else if b.kept {
-		b.before.CompleteSinceMS, b.before.GapFromMS, b.before.GapToMS = toMS, max(b.before.GapFromMS, fromMS), toMS
+// gap records that a node is not heard since an instant, or that all are heard again.
+func (b *bridge) gap(fromMS int64) {
+	s := b.sim
+	f := &b.feed
+	if !b.up {
+		f = &b.before
 	}
-	b.sim.quietMS = max(b.sim.quietMS, b.sim.nowMS+presence.SettleMS)
+	f.CompleteSinceMS, f.GapFromMS, f.GapToMS = s.nowMS+b.skew, max(f.GapFromMS, fromMS+b.skew), s.nowMS+b.skew
+	for _, n := range s.nodes {
+		if n.silent || n.gone {
+			f.CompleteSinceMS, f.GapToMS = 0, 0
+		}
+	}
+	if b.up {
+		b.assert()
+	}
+	s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
 }
 
 // overrun has the spool drop what comes for a while.
@@ -127,7 +135,7 @@ func (b *bridge) overrun(forMS int64) {
 	fromMS := b.now()
 	b.dropUntilMS = fromMS + forMS
 	for i := range s.h.Deliveries {
-		if d := &s.h.Deliveries[i]; d.Bridge == b.index && !d.held && d.ReceivedMS >= fromMS && d.ReceivedMS < b.dropUntilMS {
+		if d := &s.h.Deliveries[i]; d.Event != nil && d.Bridge == b.index && !d.held && d.ReceivedMS >= fromMS && d.ReceivedMS < b.dropUntilMS {
 			b.drop(d)
 		}
 	}
@@ -239,7 +247,7 @@ func (s *sim) sweep(d *dice) {
 		}
 	}
 	for _, n := range s.nodes {
-		if n.side != 0 || n.cutOff {
+		if n.side != 0 || n.cutOff || n.silent || n.gone {
 			return
 		}
 	}

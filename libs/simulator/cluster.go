@@ -54,6 +54,7 @@ type node struct {
 	beatenMS      int64
 	silent, gone  bool
 	missed        bool // something was lost since it fell silent
+	wasSetBack    bool
 	setBack       bool // its clock was set back, which the next heartbeat shows
 	backFromMS    int64
 	backToMS      int64
@@ -209,7 +210,7 @@ func (s *sim) begin(d *dice) {
 	for _, b := range s.bridges {
 		b.join(false)
 	}
-	s.nowMS += 10
+	s.nowMS += 5_000
 	for _, n := range s.nodes {
 		n.bootMS = s.nowMS
 		s.beatSoon(n, d.ms(1, 500))
@@ -220,6 +221,13 @@ func (s *sim) step(st *Step) {
 	s.advance(s.nowMS + st.WaitMS)
 	d := dice{st.Seed}
 	c, n := s.clients[st.Client], s.nodes[st.Node]
+	if s.plan.Mode == Clocks {
+		// Between nodes whose clocks are hours apart nothing can be said: a client stays on its node.
+		n = s.nodes[st.Client%len(s.nodes)]
+	}
+	if !s.bridges[0].began && st.Action >= Crash {
+		return
+	}
 	switch st.Action {
 	case Connect:
 		s.connect(c, n, st, &d)
@@ -251,8 +259,10 @@ func (s *sim) step(st *Step) {
 	case Hush:
 		s.hush(n, st.ByMS, &d)
 	case Cut:
+		s.advance(s.nowMS + 1)
 		s.bridges[d.n(len(s.bridges))].cut(st.Keep)
 	case Join:
+		s.advance(s.nowMS + 1)
 		for _, b := range s.bridges {
 			b.join(true)
 		}
@@ -298,6 +308,7 @@ func (s *sim) forget(c *client) {
 		return
 	}
 	s.h.forget(c, s.nowMS)
-	s.advance(s.nowMS + 10_000)
+	// Nothing that happens later may be stamped before.
+	s.advance(s.nowMS + 250_000)
 	c.ended, c.muted = nil, nil
 }

@@ -13,6 +13,10 @@ func (s *sim) connect(c *client, n *node, st *Step, d *dice) {
 	}
 	h := n.habits
 	k := s.open(c, n, st)
+	if len(c.live) == 0 && s.nowMS == c.endedMS {
+		// A client needs some time to come back.
+		s.advance(s.nowMS + 1)
+	}
 	early := s.stamp(n, d)
 	lateEnd := false
 	var after []func()
@@ -96,7 +100,7 @@ func (s *sim) name(k *conn, d *dice) {
 	switch k.node.habits.Key {
 	case ConnectedAtKey:
 		k.key = strconv.FormatInt(k.connectedMS, 10)
-		named := k.node.name + "/" + k.key
+		named := s.factNode(k.node) + "/" + k.key
 		c.collided = c.collided || c.keys[named]
 		c.keys[named] = true
 	case PeerKey:

@@ -83,8 +83,12 @@ func (s *sim) finish() {
 			continue
 		}
 		var order uint32
-		if d.Event.Habits.Clock == Seconds {
-			order = orders[d.Bridge].next(h, d)
+		switch d.Event.Habits.Clock {
+		case Seconds:
+			order = orders[d.Bridge].next(h, d, d.Event.StampMS)
+		case Received:
+			// The bridge's own stamps are in order, and it knows the order of those that are equal.
+			order = orders[d.Bridge].next(h, d, d.ReceivedMS)
 		}
 		d.Client = d.Event.Client
 		if d.Client >= 0 {
@@ -116,16 +120,15 @@ type lineOrder struct {
 	lines   int
 }
 
-func (o *lineOrder) next(h *History, d *Delivery) uint32 {
+func (o *lineOrder) next(h *History, d *Delivery, at int64) uint32 {
 	for _, s := range h.sessions {
 		if s.bridge == d.Bridge && s.sinceMS <= d.ReceivedMS && s.sinceMS > o.session {
 			*o = lineOrder{session: s.sinceMS}
 		}
 	}
-	at := d.Event.StampMS
 	switch {
 	case o.lines == 0:
-		o.stampMS, o.whole = at, d.ReceivedMS >= o.session+25_000
+		o.stampMS, o.whole = at, d.Event.TrueMS >= o.session+2_000 || d.Event.Habits.Clock == Received
 	case at > o.stampMS:
 		o.stampMS, o.count, o.whole = at, 0, true
 	case at < o.stampMS:

@@ -40,7 +40,7 @@ var expectations = map[string]expectation{
 	"sparkplug":         {},
 	"custom":            {},
 	"custom-reusable":   {},
-	"custom-unique-key": {exact: true},
+	"custom-unique-key": {},
 }
 
 var (

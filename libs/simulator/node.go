@@ -109,28 +109,31 @@ func (s *sim) beat(n *node) {
 		if h.Beat == ClockBeat {
 			f.TimeMS = n.clock(s.nowMS)
 		}
-		if n.setBack {
-			n.setBack = false
-			n.shownFromMS, n.shownToMS = n.backFromMS, n.backToMS
-			if h.Beat == ClockBeat {
-				// When between the two heartbeats it happened is not known.
-				n.shownFromMS += s.nowMS - n.backAtMS
-				n.shownToMS -= n.backAtMS - n.beatenMS
-			}
-		}
-		f.SetBackFromMS, f.SetBackToMS = n.shownFromMS, n.shownToMS
 	}
+	if n.setBack {
+		// Seen by the clock that the heartbeat tells, or else by the stamps of the node's events.
+		n.setBack, n.wasSetBack = false, true
+		n.shownFromMS, n.shownToMS = n.backFromMS, n.backToMS
+		if h.Beat == ClockBeat {
+			// When between the two heartbeats it happened is not known.
+			n.shownFromMS += s.nowMS - n.backAtMS
+			n.shownToMS -= n.backAtMS - n.beatenMS
+		}
+	}
+	f.SetBackFromMS, f.SetBackToMS = n.shownFromMS, n.shownToMS
 	if n.seenGen != n.gen && h.Beat >= UptimeBeat {
 		g := f
 		g.Kind = presence.NodeStarted
 		s.h.nodeFact(g)
 	}
 	s.h.nodeFact(f)
+	fresh := n.seenGen != n.gen && n.gen > 1
 	n.seenGen, n.beatenMS = n.gen, s.nowMS
-	if (n.silent || n.gone) && s.plan.Mode == Lossy {
-		// It was there, or is there again, and what it has told meanwhile is lost: the feed has a gap.
+	if s.plan.Mode == Lossy && (n.silent || n.gone || fresh && s.nowMS-n.bootMS > leaseMS) {
+		// It is there, or there again, and what it has told meanwhile may be lost.
+		n.silent, n.gone = false, false
 		for _, b := range s.bridges {
-			b.gap(n.downMS, s.nowMS)
+			b.gap(n.downMS)
 		}
 	}
 	n.silent, n.gone = false, false
@@ -146,6 +149,12 @@ func (s *sim) factNode(n *node) string {
 func (s *sim) assertNode(kind presence.NodeKind, n *node) {
 	n.silent = n.silent || kind == presence.NodeSilent
 	n.gone = n.gone || kind == presence.NodeGone
+	if s.plan.Mode == Lossy {
+		// What the node may be telling is lost: the feed has a gap until it is heard again.
+		for _, b := range s.bridges {
+			b.gap(n.downMS)
+		}
+	}
 	s.h.nodeFact(presence.NodeFact{Kind: kind, Cluster: clusterName, Node: s.factNode(n), Dialect: n.habits.Dialect, TimeMS: s.nowMS, ReceivedMS: s.nowMS + 5})
 }
 
@@ -164,6 +173,10 @@ func (s *sim) setClock(n *node, byMS int64, d *dice) {
 		return
 	}
 	if byMS < 0 {
+		if n.wasSetBack {
+			// A node fact tells of one step.
+			return
+		}
 		n.setBack, n.backAtMS = true, s.nowMS
 		n.backFromMS, n.backToMS = n.clock(s.nowMS), n.clock(s.nowMS)+byMS
 		if n.habits.Clock == Seconds {
@@ -180,6 +193,8 @@ func (s *sim) split(deaf bool, d *dice) {
 	if len(s.nodes) < 2 || s.nodes[0].habits.Hidden || s.nodes[1].side != 0 {
 		return
 	}
+	// Without heartbeats nobody would see what is lost.
+	deaf = deaf && s.nodes[0].habits.Beat != NoBeat
 	for _, n := range s.nodes[1:] {
 		if n.index == 1 || d.in(50) {
 			n.side, n.cutOff = 1, deaf
@@ -215,7 +230,7 @@ func (s *sim) hush(n *node, forMS int64, d *dice) {
 	}
 	n.hushMS = s.nowMS + forMS
 	n.downMS = s.nowMS
-	deaf := s.plan.Mode == Lossy && forMS > leaseMS && d.in(50)
+	deaf := s.plan.Mode == Lossy && forMS > leaseMS && len(s.nodes) > 1 && d.in(50)
 	n.cutOff = n.cutOff || deaf
 	s.watch(n)
 	s.at(n.hushMS, func() {

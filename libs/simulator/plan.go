@@ -137,10 +137,6 @@ func (p *Plan) newStep(d *dice) Step {
 			break
 		}
 	}
-	if p.Mode == Clocks {
-		// Between nodes whose clocks are hours apart nothing can be said.
-		s.Node = s.Client % len(p.Nodes)
-	}
 	switch s.Action {
 	case Stranger:
 		if !p.Setup.Strangers {
