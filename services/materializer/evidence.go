@@ -96,11 +96,13 @@ func (r *reader) evidence(p *partition, state []byte) (*presencev1.Evidence, err
 	if e.LoggedFrom, err = p.parts.store.Logged(p.id); err != nil {
 		return nil, err
 	}
-	log, cut, err := p.parts.store.Evidence(p.id, r.key)
+	log, complete, cut, err := p.parts.store.Evidence(p.id, r.key)
 	if err != nil {
 		return nil, err
 	}
-	e.Cut = cut
+	if e.Cut = cut; cut && complete > 0 {
+		e.LoggedFrom = max(e.LoggedFrom, log[len(log)-complete].Offset)
+	}
 	// A partition that went back to an earlier offset folds facts again: the first entry tells what became of them.
 	facts, versions := map[int64]bool{}, map[store.Version]bool{}
 	for i := range log {

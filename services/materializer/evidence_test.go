@@ -117,8 +117,8 @@ func TestEvidenceIsBounded(t *testing.T) {
 		t.Errorf("cut %v, facts %v", e.GetCut(), outcomes(e))
 	}
 	foldFacts(t, p, 2, facts[2:]...)
-	if e := evidence(t, p, "a").GetEvidence(); !e.GetCut() || !slices.Equal(outcomes(e), []string{"2 applied", "3 applied", "4 applied"}) {
-		t.Errorf("cut %v, facts %v", e.GetCut(), outcomes(e))
+	if e := evidence(t, p, "a").GetEvidence(); !e.GetCut() || e.GetLoggedFrom() != 2 || !slices.Equal(outcomes(e), []string{"2 applied", "3 applied", "4 applied"}) {
+		t.Errorf("cut %v, from %d, facts %v", e.GetCut(), e.GetLoggedFrom(), outcomes(e))
 	}
 	foldFacts(t, p, 5, facts...)
 	if e := evidence(t, p, "a").GetEvidence(); !e.GetCut() || !slices.Equal(outcomes(e), []string{"7 superseded", "8 superseded", "9 duplicate"}) {

@@ -70,8 +70,8 @@ func (a *answers) GetStatus(ctx context.Context, req *presencev1.GetStatusReques
 
 // GetClient implements the call of both transports.
 func (a *answers) GetClient(ctx context.Context, req *presencev1.GetClientRequest) (*presencev1.Client, error) {
-	if req.MinOffset != nil && req.GetMinOffset() < 0 {
-		return nil, invalid("min_offset", fmt.Sprintf("min_offset %d is negative; give the offset of a record, or leave it out", req.GetMinOffset()))
+	if err := validMinOffset(req.MinOffset); err != nil {
+		return nil, err
 	}
 	r, e, err := a.read(ctx, req.GetCluster(), req.GetClientId(), req.MinOffset)
 	if err != nil {
@@ -83,6 +83,13 @@ func (a *answers) GetClient(ctx context.Context, req *presencev1.GetClientReques
 	c := client(a.clusterOf(req.GetCluster()), req.GetClientId(), e)
 	c.Freshness = a.freshness(r, e)
 	return c, nil
+}
+
+func validMinOffset(offset *int64) error {
+	if offset != nil && *offset < 0 {
+		return invalid("min_offset", fmt.Sprintf("min_offset %d is negative; give the offset of a record, or leave it out", *offset))
+	}
+	return nil
 }
 
 func neverSeen(e *presencev1.StateEntry) string {
@@ -147,6 +154,11 @@ func (a *answers) BatchGetClients(ctx context.Context, req *presencev1.BatchGetC
 
 // read asks for one client.
 func (a *answers) read(ctx context.Context, cluster, clientID string, minOffset *int64) (*presencev1.GetStatesResponse, *presencev1.StateEntry, error) {
+	return a.readFor(ctx, cluster, clientID, minOffset, false)
+}
+
+// readFor asks for one client, and with explain for its evidence.
+func (a *answers) readFor(ctx context.Context, cluster, clientID string, minOffset *int64, explain bool) (*presencev1.GetStatesResponse, *presencev1.StateEntry, error) {
 	if err := eventlog.ValidClientID(clientID); err != nil {
 		return nil, nil, invalid("client_id", err.Error())
 	}
@@ -158,7 +170,7 @@ func (a *answers) read(ctx context.Context, cluster, clientID string, minOffset 
 	}{}
 	q.key.ClientId, q.key.MinOffset = clientID, minOffset
 	q.keys[0] = &q.key
-	q.req.Keys = q.keys[:]
+	q.req.Keys, q.req.Explain = q.keys[:], explain
 	r, err := a.ask(ctx, cluster, &q.req)
 	if err != nil {
 		return nil, nil, err

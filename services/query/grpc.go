@@ -78,7 +78,8 @@ func permissionOf(fullMethod string) permission {
 	switch fullMethod {
 	case presencev1.PresenceService_GetStatus_FullMethodName:
 		return permConnect
-	case presencev1.PresenceService_GetClient_FullMethodName, presencev1.PresenceService_BatchGetClients_FullMethodName:
+	case presencev1.PresenceService_GetClient_FullMethodName, presencev1.PresenceService_BatchGetClients_FullMethodName,
+		presencev1.PresenceService_ExplainClient_FullMethodName:
 		return permRead
 	}
 	// A call without a line here is for nobody but admins.

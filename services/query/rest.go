@@ -188,6 +188,8 @@ func callOf(method, pattern string) *v1Call {
 	switch method + " " + pattern {
 	case "GET /v1/clients/{client_id=*}":
 		return &v1Call{name: "GetClient", need: permRead, query: []string{"cluster", "min_offset"}}
+	case "GET /v1/clients/{client_id=*}/explanation":
+		return &v1Call{name: "ExplainClient", need: permRead, query: []string{"cluster", "min_offset"}}
 	case "POST /v1/clients:batchGet":
 		return &v1Call{name: "BatchGetClients", need: permRead}
 	}

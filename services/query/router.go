@@ -379,7 +379,7 @@ func (q *routedRead) plan(table *routing, failed map[string]map[int32]bool) []*o
 		}
 		c := byAddr[addr]
 		if c == nil {
-			c = &ownerCall{addr: addr, req: &presencev1.GetStatesRequest{Cluster: q.req.GetCluster()}}
+			c = &ownerCall{addr: addr, req: &presencev1.GetStatesRequest{Cluster: q.req.GetCluster(), Explain: q.req.GetExplain()}}
 			byAddr[addr] = c
 			calls = append(calls, c)
 		}

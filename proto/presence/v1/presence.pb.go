@@ -1010,8 +1010,8 @@ func (x *Explanation) GetFreshness() *Freshness {
 type ExplainedConnection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// This one decided the status.
-	Decided bool `protobuf:"varint,2,opt,name=decided,proto3" json:"decided,omitempty"`
+	// The status is about this one.
+	Current bool `protobuf:"varint,2,opt,name=current,proto3" json:"current,omitempty"`
 	// All of it in words.
 	Summary string `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
 	// The dialect's connection key.
@@ -1063,9 +1063,9 @@ func (x *ExplainedConnection) GetNode() string {
 	return ""
 }
 
-func (x *ExplainedConnection) GetDecided() bool {
+func (x *ExplainedConnection) GetCurrent() bool {
 	if x != nil {
-		return x.Decided
+		return x.Current
 	}
 	return false
 }
@@ -1291,8 +1291,8 @@ type ExplainedFact struct {
 	Ignored bool   `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
 	Node    string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	// The dialect's connection key, if the fact names one.
-	Key     string `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
-	Dialect string `protobuf:"bytes,8,opt,name=dialect,proto3" json:"dialect,omitempty"`
+	Key     *string `protobuf:"bytes,7,opt,name=key,proto3,oneof" json:"key,omitempty"`
+	Dialect string  `protobuf:"bytes,8,opt,name=dialect,proto3" json:"dialect,omitempty"`
 	// When it was published, on the node's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
 	// Ordinal among the log lines with the same stamp; absent where the broker's stamps need none.
@@ -1301,13 +1301,15 @@ type ExplainedFact struct {
 	Received       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=received,proto3" json:"received,omitempty"`
 	ConnectedAt    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
 	DisconnectedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=disconnected_at,json=disconnectedAt,proto3" json:"disconnected_at,omitempty"`
-	Reason         string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
-	RawReason      string                 `protobuf:"bytes,15,opt,name=raw_reason,json=rawReason,proto3" json:"raw_reason,omitempty"`
+	// Disconnected: why, and in the broker's own words.
+	Reason    *string `protobuf:"bytes,14,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
+	RawReason *string `protobuf:"bytes,15,opt,name=raw_reason,json=rawReason,proto3,oneof" json:"raw_reason,omitempty"`
 	// Observed: the broker's answer, and when it was asked.
 	Online     *bool                  `protobuf:"varint,16,opt,name=online,proto3,oneof" json:"online,omitempty"`
 	QueryStart *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=query_start,json=queryStart,proto3" json:"query_start,omitempty"`
 	QueryEnd   *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=query_end,json=queryEnd,proto3" json:"query_end,omitempty"`
-	Source     string                 `protobuf:"bytes,19,opt,name=source,proto3" json:"source,omitempty"`
+	// Observed: which query answered; forgotten: who asked for it.
+	Source *string `protobuf:"bytes,19,opt,name=source,proto3,oneof" json:"source,omitempty"`
 	// Forgotten: facts up to this time are forgotten.
 	AsOf          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1387,8 +1389,8 @@ func (x *ExplainedFact) GetNode() string {
 }
 
 func (x *ExplainedFact) GetKey() string {
-	if x != nil {
-		return x.Key
+	if x != nil && x.Key != nil {
+		return *x.Key
 	}
 	return ""
 }
@@ -1436,15 +1438,15 @@ func (x *ExplainedFact) GetDisconnectedAt() *timestamppb.Timestamp {
 }
 
 func (x *ExplainedFact) GetReason() string {
-	if x != nil {
-		return x.Reason
+	if x != nil && x.Reason != nil {
+		return *x.Reason
 	}
 	return ""
 }
 
 func (x *ExplainedFact) GetRawReason() string {
-	if x != nil {
-		return x.RawReason
+	if x != nil && x.RawReason != nil {
+		return *x.RawReason
 	}
 	return ""
 }
@@ -1471,8 +1473,8 @@ func (x *ExplainedFact) GetQueryEnd() *timestamppb.Timestamp {
 }
 
 func (x *ExplainedFact) GetSource() string {
-	if x != nil {
-		return x.Source
+	if x != nil && x.Source != nil {
+		return *x.Source
 	}
 	return ""
 }
@@ -1845,7 +1847,7 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\x13_facts_since_offset\"\xa8\x02\n" +
 	"\x13ExplainedConnection\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
-	"\adecided\x18\x02 \x01(\bR\adecided\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\bR\acurrent\x12\x18\n" +
 	"\asummary\x18\x03 \x01(\tR\asummary\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12\x18\n" +
 	"\adialect\x18\x05 \x01(\tR\adialect\x12=\n" +
@@ -1866,33 +1868,37 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\vquery_start\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"queryStart\x127\n" +
 	"\tquery_end\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bqueryEnd\x12\x16\n" +
-	"\x06source\x18\x06 \x01(\tR\x06source\"\x80\x06\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\"\xc1\x06\n" +
 	"\rExplainedFact\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
 	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12 \n" +
 	"\vexplanation\x18\x04 \x01(\tR\vexplanation\x12\x18\n" +
 	"\aignored\x18\x05 \x01(\bR\aignored\x12\x12\n" +
-	"\x04node\x18\x06 \x01(\tR\x04node\x12\x10\n" +
-	"\x03key\x18\a \x01(\tR\x03key\x12\x18\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\x12\x15\n" +
+	"\x03key\x18\a \x01(\tH\x00R\x03key\x88\x01\x01\x12\x18\n" +
 	"\adialect\x18\b \x01(\tR\adialect\x12.\n" +
 	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
 	"\x05order\x18\n" +
-	" \x01(\rH\x00R\x05order\x88\x01\x01\x126\n" +
+	" \x01(\rH\x01R\x05order\x88\x01\x01\x126\n" +
 	"\breceived\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\breceived\x12=\n" +
 	"\fconnected_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x12C\n" +
-	"\x0fdisconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\tR\x06reason\x12\x1d\n" +
+	"\x0fdisconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\x12\x1b\n" +
+	"\x06reason\x18\x0e \x01(\tH\x02R\x06reason\x88\x01\x01\x12\"\n" +
 	"\n" +
-	"raw_reason\x18\x0f \x01(\tR\trawReason\x12\x1b\n" +
-	"\x06online\x18\x10 \x01(\bH\x01R\x06online\x88\x01\x01\x12;\n" +
+	"raw_reason\x18\x0f \x01(\tH\x03R\trawReason\x88\x01\x01\x12\x1b\n" +
+	"\x06online\x18\x10 \x01(\bH\x04R\x06online\x88\x01\x01\x12;\n" +
 	"\vquery_start\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"queryStart\x127\n" +
-	"\tquery_end\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\bqueryEnd\x12\x16\n" +
-	"\x06source\x18\x13 \x01(\tR\x06source\x12/\n" +
-	"\x05as_of\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOfB\b\n" +
+	"\tquery_end\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\bqueryEnd\x12\x1b\n" +
+	"\x06source\x18\x13 \x01(\tH\x05R\x06source\x88\x01\x01\x12/\n" +
+	"\x05as_of\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOfB\x06\n" +
+	"\x04_keyB\b\n" +
 	"\x06_orderB\t\n" +
-	"\a_online\"\xf8\x01\n" +
+	"\a_reasonB\r\n" +
+	"\v_raw_reasonB\t\n" +
+	"\a_onlineB\t\n" +
+	"\a_source\"\xf8\x01\n" +
 	"\x13ExplainedTransition\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\tR\x06status\x12'\n" +
 	"\x0fprevious_status\x18\x02 \x01(\tR\x0epreviousStatus\x12\x16\n" +

@@ -402,9 +402,9 @@ type Evidence struct {
 	Facts []*EvidenceFact `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
 	// The latest transitions by arrival, oldest first.
 	Transitions []*EvidenceTransition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	// Every fact from this offset on went through the log of facts; -1 if it is off.
+	// Every fact about the client from this offset on is in facts; -1 if none are kept.
 	LoggedFrom int64 `protobuf:"varint,4,opt,name=logged_from,json=loggedFrom,proto3" json:"logged_from,omitempty"`
-	// Facts went through the log that are not in it any more.
+	// Facts before that were in the log, which keeps the latest ones only.
 	Cut bool `protobuf:"varint,5,opt,name=cut,proto3" json:"cut,omitempty"`
 	// Skew between two nodes' clocks that status allows for.
 	AllowanceMs   int64 `protobuf:"varint,6,opt,name=allowance_ms,json=allowanceMs,proto3" json:"allowance_ms,omitempty"`

@@ -365,8 +365,9 @@ func (s *Store) Logged(partition int32) (int64, error) {
 	return int64(v) - 1, nil
 }
 
-// Evidence returns a client's log, oldest entries first, and whether facts are missing in it. The client is the key of its records.
-func (s *Store) Evidence(partition int32, client []byte) (entries []Evidence, cut bool, err error) {
+// Evidence returns a client's log, oldest entries first, and whether facts are missing: before the last complete entries, if cut is
+// set, and not after. The client is the key of its records.
+func (s *Store) Evidence(partition int32, client []byte) (entries []Evidence, complete int, cut bool, err error) {
 	log, _, err := s.appendValue(nil, appendClient(nil, kindEvidence, partition, client), partition)
 	for err == nil && len(log) > 0 {
 		var entry []byte
@@ -374,11 +375,12 @@ func (s *Store) Evidence(partition int32, client []byte) (entries []Evidence, cu
 			break
 		}
 		if len(entry) == 0 {
-			cut = true
+			complete, cut = 0, true
 			continue
 		}
 		entries = append(entries, Evidence{})
+		complete++
 		err = entries[len(entries)-1].decode(entry)
 	}
-	return entries, cut, err
+	return entries, complete, cut, err
 }

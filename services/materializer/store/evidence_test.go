@@ -183,8 +183,8 @@ func TestEvidenceStandsBesideTheRow(t *testing.T) {
 	}
 	check := func(first, last int64, wantCut bool) {
 		t.Helper()
-		log, cut, err := s.Evidence(3, client)
-		if err != nil || len(log) != int(last-first+1) || cut != wantCut {
+		log, complete, cut, err := s.Evidence(3, client)
+		if err != nil || len(log) != int(last-first+1) || cut != wantCut || complete != len(log) {
 			t.Fatalf("%d entries, cut %v, error %v; want %d to %d, cut %v", len(log), cut, err, first, last, wantCut)
 		}
 		for i := range log {
@@ -209,6 +209,12 @@ func TestEvidenceStandsBesideTheRow(t *testing.T) {
 	e := opening(50)
 	add(func(b *Batch) { b.SetEvidence(client, AppendEvidence(nil, &e)) })
 	check(50, 50, false)
+	// A bound that was raised leaves a cut in the middle.
+	next := opening(51)
+	add(func(b *Batch) { b.AddEvidence(client, AppendEvidence(MarkCut(nil), &next)) })
+	if log, complete, cut, err := s.Evidence(3, client); err != nil || len(log) != 2 || complete != 1 || !cut {
+		t.Errorf("%d entries, %d complete, cut %v, error %v", len(log), complete, cut, err)
+	}
 
 	if from, err := s.Logged(3); err != nil || from != -1 {
 		t.Errorf("logged from %d, error %v", from, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -41,6 +42,9 @@ type row struct {
 	offset     int64
 	previous   presence.Presence
 	changedMS  int64
+
+	facts       []*presencev1.EvidenceFact
+	transitions []*presencev1.EvidenceTransition
 }
 
 // NewFake returns a reader that has seen nothing.
@@ -68,10 +72,16 @@ func (f *Fake) Apply(facts ...presence.Fact) {
 			f.rows[key] = r
 		}
 		before := presence.Status(&r.state, f.clusters[fact.Cluster], presence.DefaultAllowanceMS)
-		r.state.Apply(fact)
+		place := placeOf(&before)
+		outcome := r.state.Apply(fact)
+		r.facts = append(r.facts, factOf(fact, outcome, f.applied[p]))
 		after := presence.Status(&r.state, f.clusters[fact.Cluster], presence.DefaultAllowanceMS)
-		if after.Status != before.Status || after.Reason != before.Reason {
+		if after.Status != before.Status || after.Reason != before.Reason || placeOf(&after) != place {
 			r.previous, r.changedMS, r.offset = before.Status, fact.TimeMS, f.applied[p]
+			r.transitions = append(r.transitions, &presencev1.EvidenceTransition{
+				Status: after.Status.String(), PreviousStatus: before.Status.String(), Belief: after.Belief.String(),
+				StatusReason: after.Reason.String(), EventOffset: f.applied[p], NodeEventOffset: -1,
+			})
 		}
 		r.dialect, r.receivedMS = fact.Dialect, fact.ReceivedMS
 		f.applied[p]++
@@ -142,6 +152,11 @@ func (f *Fake) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) 
 			continue
 		}
 		answer.Entries = append(answer.Entries, f.entry(uint32(i), p, f.rows[string(key)], f.clusters[req.GetCluster()]))
+		if r := f.rows[string(key)]; r != nil && req.GetExplain() {
+			answer.Entries[len(answer.Entries)-1].Evidence = &presencev1.Evidence{
+				State: r.state.Append(nil), Facts: slices.Clone(r.facts), Transitions: slices.Clone(r.transitions), AllowanceMs: presence.DefaultAllowanceMS,
+			}
+		}
 		if !told[p] {
 			told[p] = true
 			answer.Partitions = append(answer.Partitions, &presencev1.PartitionFreshness{
@@ -204,6 +219,26 @@ func (f *Fake) entry(index uint32, partition int32, r *row, c *presence.Cluster)
 	return e
 }
 
+// placeOf names the connection that decided; the verdict itself points into the state.
+func placeOf(v *presence.Verdict) [2]string {
+	if v.Conn == nil {
+		return [2]string{v.Node}
+	}
+	return [2]string{v.Node, v.Conn.Key}
+}
+
+func factOf(f *presence.Fact, o presence.Outcome, offset int64) *presencev1.EvidenceFact {
+	e := &presencev1.EvidenceFact{
+		Offset: offset, Type: f.Kind.String(), Outcome: o.String(), Node: f.Node, Connection: f.Connection, Dialect: f.Dialect, TimeMs: f.TimeMS,
+		Order: f.Order, ReceivedMs: f.ReceivedMS, ConnectedAtMs: f.ConnectedAtMS, DisconnectedAtMs: f.DisconnectedAtMS,
+		Reason: f.Reason.String(), RawReason: f.RawReason, QueryStartMs: f.QueryStartMS, QueryEndMs: f.QueryEndMS, Source: f.Source, AsOfMs: f.AsOfMS,
+	}
+	if f.Online.Valid {
+		e.Online = &f.Online.Value
+	}
+	return e
+}
+
 func (f *Fake) health(cluster string) *presencev1.ClusterHealth {
 	c := f.clusters[cluster]
 	if c == nil {
@@ -212,7 +247,7 @@ func (f *Fake) health(cluster string) *presencev1.ClusterHealth {
 	h := &presencev1.ClusterHealth{Complete: c.FeedComplete()}
 	for name, n := range c.Nodes {
 		h.Nodes = append(h.Nodes, &presencev1.NodeHealth{
-			Node: name, StartedMs: n.StartedMS, AliveMs: n.AliveMS, Gone: n.Gone(), Silent: n.Silent(),
+			Node: name, StartedMs: n.StartedMS, AliveMs: n.AliveMS, Gone: n.Gone(), Silent: n.Silent(), GoneMs: n.GoneMS, SilentMs: n.SilentMS,
 		})
 	}
 	for bridge, feed := range c.Feeds {

@@ -3,6 +3,7 @@ package readertest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,7 +30,7 @@ const (
 // IDs are client IDs that some layer could mistake for something else.
 func IDs() []string {
 	return []string{
-		"dev1", "a/b", "a%2Fb", "+/#", "x#y", "VIN 1", "日本", "a:b", ".", "..", "batchGet", "x:batchGet", "status", "a/b/status", "?q=1", "%",
+		"dev1", "a/b", "a%2Fb", "explanation", "a/explanation", "+/#", "x#y", "VIN 1", "日本", "a:b", ".", "..", "batchGet", "x:batchGet", "status", "a/b/status", "?q=1", "%",
 		"%FF", `"'<>^`, " ", "Dev1", "\ufffd", strings.Repeat("k", 65_535),
 	}
 }
@@ -73,6 +74,7 @@ func Healthy() []presence.NodeFact {
 func Run(t *testing.T, open Open) {
 	t.Run("every client ID is told apart", func(t *testing.T) { testIDs(t, open) })
 	t.Run("an entry tells all that is known", func(t *testing.T) { testEntry(t, open) })
+	t.Run("an explained entry has the facts", func(t *testing.T) { testEvidence(t, open) })
 	t.Run("a client never seen is offline if the feed is complete, else unknown", func(t *testing.T) { testNeverSeen(t, open) })
 	t.Run("clusters are told apart", func(t *testing.T) { testClusters(t, open) })
 	t.Run("entries come with the freshness of their partitions", func(t *testing.T) { testFreshness(t, open) })
@@ -168,6 +170,51 @@ func testEntry(t *testing.T, open Open) {
 		if check.got != check.want {
 			t.Errorf("%s is %v, want %v", check.what, check.got, check.want)
 		}
+	}
+}
+
+func testEvidence(t *testing.T, open Open) {
+	opened := Connected("dev1")
+	closed := Disconnected(opened)
+	r := open(t, []presence.Fact{opened, opened, closed}, Healthy())
+	if e := ask(t, r, "default", "dev1").GetEntries()[0]; e.GetEvidence() != nil {
+		t.Errorf("nobody asked for the evidence %v", e.GetEvidence())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	answer, err := r.GetStates(ctx, &presencev1.GetStatesRequest{
+		Cluster: "default", Explain: true, Keys: []*presencev1.StateKey{{ClientId: "dev1"}, {ClientId: "never"}},
+	})
+	if err != nil || len(answer.GetEntries()) != 2 {
+		t.Fatalf("answer %v, error %v", answer, err)
+	}
+	if e := answer.GetEntries()[1]; e.GetFound() || e.GetEvidence() != nil {
+		t.Errorf("a client never seen: %v", e)
+	}
+	e := answer.GetEntries()[0].GetEvidence()
+	state, err := presence.DecodeState(e.GetState())
+	if err != nil || len(state.Nodes) != 1 || state.Nodes[0].Conn.Key != opened.Connection || !state.Nodes[0].Ended {
+		t.Errorf("state %+v, error %v", state, err)
+	}
+	if e.GetLoggedFrom() != 0 || e.GetCut() || e.GetAllowanceMs() != presence.DefaultAllowanceMS {
+		t.Errorf("logged from %d, cut %v, allowance %d ms", e.GetLoggedFrom(), e.GetCut(), e.GetAllowanceMs())
+	}
+	var got []string
+	for _, f := range e.GetFacts() {
+		got = append(got, fmt.Sprintf("%d %s %s %s %s %d %d %d %d %s %s", f.GetOffset(), f.GetType(), f.GetOutcome(), f.GetNode(), f.GetConnection(),
+			f.GetTimeMs(), f.GetReceivedMs(), f.GetConnectedAtMs(), f.GetDisconnectedAtMs(), f.GetReason(), f.GetRawReason()))
+	}
+	on, off := fmt.Sprintf("n1 %s %d %d %d 0  ", opened.Connection, opened.TimeMS, opened.ReceivedMS, opened.ConnectedAtMS),
+		fmt.Sprintf("n1 %s %d %d %d %d keep_alive_timeout keepalive_timeout", opened.Connection, closed.TimeMS, closed.ReceivedMS, opened.ConnectedAtMS, closed.DisconnectedAtMS)
+	if want := []string{"0 connected applied " + on, "1 connected duplicate " + on, "2 disconnected applied " + off}; !slices.Equal(got, want) {
+		t.Errorf("facts\n%q\nwant\n%q", got, want)
+	}
+	var changes []string
+	for _, c := range e.GetTransitions() {
+		changes = append(changes, fmt.Sprintf("%d %s %s", c.GetEventOffset(), c.GetPreviousStatus(), c.GetStatusReason()))
+	}
+	if want := []string{"0 offline connected", "2 online closed"}; !slices.Equal(changes, want) {
+		t.Errorf("transitions %q, want %q", changes, want)
 	}
 }
 
