@@ -1012,7 +1012,7 @@ type ExplainedConnection struct {
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// The status is about this one.
 	Current bool `protobuf:"varint,2,opt,name=current,proto3" json:"current,omitempty"`
-	// All of it in words.
+	// All of it in words: when it opened, how it ended, and what else may concern it.
 	Summary string `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
 	// The dialect's connection key.
 	Key         string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
@@ -1285,7 +1285,7 @@ type ExplainedFact struct {
 	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	// What became of it: applied, duplicate, superseded, ghost, too_old or held.
 	Outcome string `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// The outcome in words.
+	// The outcome in words, and what the fact is in what is kept of the client now.
 	Explanation string `protobuf:"bytes,4,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	// It made no difference to the state.
 	Ignored bool   `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
