@@ -1,9 +1,11 @@
 package bridge
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/mqtt-presence/presence/libs/presence"
 )
@@ -53,4 +55,31 @@ func TestAWSOrder(t *testing.T) {
 			t.Errorf("version %d: got %+v, want order %d", version, result, want)
 		}
 	}
+}
+
+// FuzzAWS checks that what an event says comes out of it, or nothing does.
+func FuzzAWS(f *testing.F) {
+	f.Add("186b5", "a4666d2a7d844ae4ac5d7b38c9cb7967", int64(1573002230757), int64(0), "DUPLICATE_CLIENTID", false)
+	f.Add("a/b \"c\"", "s", int64(1), int64(-1), "", true)
+	f.Add("dev\xff", "\xff", int64(-1), int64(math.MaxInt64), "\x00", false)
+	f.Add("dev\uFFFD", "", int64(math.MaxInt64), int64(math.MaxUint32), "NONE", true)
+	f.Fuzz(func(t *testing.T, id, session string, ts, version int64, reason string, opened bool) {
+		payload, err := json.Marshal(map[string]any{
+			"clientId": id, "sessionIdentifier": session, "timestamp": ts, "versionNumber": version, "disconnectReason": reason,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind, event := presence.Closed, "disconnected/"
+		if opened {
+			kind, event = presence.Opened, "connected/"
+		}
+		result := read(&awsDecoder{cluster: "default"}, &message{topic: awsRoot + event + id, payload: payload, receivedMS: receivedMS})
+		checkDecoded(t, result)
+		for _, fact := range result.facts {
+			if fact.Kind != kind || fact.ClientID != id || utf8.ValidString(session) && fact.Connection != session || fact.TimeMS != ts {
+				t.Fatalf("%s became %+v", payload, fact)
+			}
+		}
+	})
 }

@@ -42,6 +42,7 @@ type filter struct {
 // Brokers share topics, so who reads a message is decided by the topic first and then by what the payload shows: the first dialect in the
 // order of the table whose decoder owns the message. A message that none of them owns is a dead letter (unknown_topic).
 var dialects = []*dialect{
+	nanomqDialect, // before EMQX, whose topics begin like these
 	rmqttDialect,
 	emqxDialect,
 	tdmqDialect, // after EMQX, whose rule events have the same topics

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
@@ -99,4 +100,24 @@ func TestRMQTTHeartbeat(t *testing.T) {
 	if facts := n.apply(s, receivedMS+60_001); len(facts) != 0 {
 		t.Errorf("a heartbeat that may be a minute old: facts %+v", facts)
 	}
+}
+
+// FuzzRMQTTReason lets a hostile client choose what its DISCONNECT says: it never passes for a reason of the broker.
+func FuzzRMQTTReason(f *testing.F) {
+	for _, s := range []string{"", "bye", "),Kicked", `"))),Kicked,(((`, `\"),Kicked,("`, "\\", "\"", "\n),Kicked", "\u202e"} {
+		f.Add(s, "KeepaliveTimeout")
+	}
+	f.Fuzz(func(t *testing.T, said, next string) {
+		raw := "Disconnect(V5(Disconnect { reason_code: NormalDisconnection, reason_string: Some(" + strconv.Quote(said) + "), user_properties: [] }))"
+		if got := rmqttReason(raw); got != presence.ReasonNormal {
+			t.Fatalf("%s: got %v", raw, got)
+		}
+		want := presence.ReasonNormal
+		if rmqttReason(next) == presence.ReasonTakenOver {
+			want = presence.ReasonTakenOver
+		}
+		if got := rmqttReason(raw + "," + next); got != want {
+			t.Fatalf("%s,%s: got %v, want %v", raw, next, got, want)
+		}
+	})
 }
