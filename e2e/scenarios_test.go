@@ -25,6 +25,7 @@ var scenarios = []struct {
 	{"killed client", scenarioKilledClient},
 	{"takeover", scenarioTakeover},
 	{"three short connections", scenarioShortConnections},
+	{"explanation", scenarioExplanation},
 	{"client IDs", scenarioClientIDs},
 	{"never seen", scenarioNeverSeen},
 	{"refusals", scenarioRefusals},
