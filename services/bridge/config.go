@@ -26,19 +26,22 @@ const (
 
 // MQTTConfig says how to reach the MQTT broker of one cluster.
 type MQTTConfig struct {
-	URLs         []string          `conf:"mqtt-url" usage:"MQTT broker, mqtt://host:1883 or mqtts://host:8883; several are endpoints of one cluster, tried in order"`
-	Dialect      string            `conf:"mqtt-dialect" usage:"the broker's event format: auto, or the name of a dialect in the README"`
-	Username     string            `conf:"mqtt-username" usage:"MQTT user"`
-	PasswordFile string            `conf:"mqtt-password-file" usage:"file with the MQTT password"`
-	ClientID     string            `conf:"mqtt-client-id" usage:"client ID of the bridge; empty: presence-bridge-<cluster>-<bridge name>"`
-	Timezone     string            `conf:"mqtt-timezone" usage:"IANA time zone of the broker, for dialects that write local time; empty: UTC"`
+	URLs         []string `conf:"mqtt-url" usage:"MQTT broker, mqtt://host:1883 or mqtts://host:8883; several are endpoints of one cluster, tried in order"`
+	Dialect      string   `conf:"mqtt-dialect" usage:"the broker's event format: auto, or the name of a dialect in the README"`
+	Username     string   `conf:"mqtt-username" usage:"MQTT user"`
+	PasswordFile string   `conf:"mqtt-password-file" usage:"file with the MQTT password"`
+	ClientID     string   `conf:"mqtt-client-id" usage:"client ID of the bridge; empty: presence-bridge-<cluster>-<bridge name>"`
+	Timezone     string   `conf:"mqtt-timezone" usage:"IANA time zone of the broker, for dialects that write local time; empty: UTC"`
 	// StatusTopics are <convention> or <convention>=<base topic>, see statusTopicDialect.
 	StatusTopics []string          `conf:"mqtt-status-topics" usage:"for dialect status-topic, which conventions to read: zigbee2mqtt, tasmota, homie, sparkplug, each with =<base topic> behind it where that is not the usual one"`
 	TLS          service.ClientTLS `prefix:"mqtt-tls-"`
+
+	CustomKey string         `conf:"mqtt-custom-key" usage:"for dialect custom, what its connection keys are worth: none (there are none), reusable (such as an address and port) or unique"`
+	Custom    []CustomEvents `conf:"mqtt-custom" yamlonly:"true" usage:"for dialect custom, the topics of the events and where their payloads hold what, see adding-a-broker.md"`
 }
 
 func defaultMQTT() MQTTConfig {
-	return MQTTConfig{Dialect: dialectAuto, StatusTopics: slices.Clone(conventions)}
+	return MQTTConfig{Dialect: dialectAuto, StatusTopics: slices.Clone(conventions), CustomKey: keyNone}
 }
 
 // ClusterConfig is one of several clusters that a bridge serves.
@@ -167,6 +170,7 @@ func (c *MQTTConfig) validate(embedded bool) []error {
 		errs = append(errs, fmt.Errorf("mqtt-dialect: %q is none of %s", c.Dialect, strings.Join(dialectNames(), ", ")))
 	}
 	errs = append(errs, c.validateStatusTopics()...)
+	errs = append(errs, c.validateCustom()...)
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		errs = append(errs, fmt.Errorf("mqtt-timezone: give an IANA name such as Europe/Berlin: %w", err))
 	}

@@ -50,6 +50,7 @@ var dialects = []*dialect{
 	awsDialect,
 	mosquittoPluginDialect,
 	statusTopicDialect,
+	customDialect,
 }
 
 func dialectByName(name string) *dialect {

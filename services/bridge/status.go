@@ -36,8 +36,10 @@ var statusTopicDialect = &dialect{
 		}
 		return filters
 	},
-	profiles:   []string{presence.DialectSparkplug},
-	newDecoder: func(c decoderConfig) decoder { return &statusDecoder{cluster: c.cluster, sources: c.mqtt.statusSources()} },
+	profiles: []string{presence.DialectSparkplug},
+	newDecoder: func(c decoderConfig) decoder {
+		return &statusDecoder{cluster: c.cluster, sources: c.mqtt.statusSources()}
+	},
 }
 
 // sourceRetained is the source of what retained copies tell.
