@@ -48,6 +48,7 @@ func TestClockSetBack(t *testing.T) {
 		// The boot was at 85 by the bridge's clock, when the clock before would have read that.
 		{"at a restart", []b{{100, 0, 0}, {130, 30, 30}, {5, -910, 90}, {35, -880, 120}}, "86..-916"},
 		{"at a restart, one late", []b{{100, 0, 0}, {130, 30, 30}, {5, 90, 900}, {35, 120, 120}}, ""},
+		{"at a restart, the other late", []b{{100, 0, 0}, {130, 30, 30}, {5, 90, 90}, {35, 120, 900}}, ""},
 		{"at a restart, ahead", []b{{100, 0, 0}, {130, 30, 30}, {5, 5000, 90}, {35, 5030, 120}}, ""},
 		{"after a restart", []b{{100, 0, 0}, {5, 30, 30}, {35, 60, 60}, {65, 30, 90}, {95, 60, 120}}, "90.25..-0.25"},
 	} {
@@ -95,6 +96,32 @@ func TestClockSetBackIsKept(t *testing.T) {
 	}
 }
 
+// TestQueuedHeartbeatsShowNoStep has heartbeats that the broker kept for the session: how late they are is not known.
+func TestQueuedHeartbeatsShowNoStep(t *testing.T) {
+	n := loaded()
+	beat(n, 100, 0, 0)
+	n.interrupted(t0 + 10_000)
+	n.resumed(t0+10_000, t0+600_000)
+	beat(n, 5, 90, 600)
+	beat(n, 35, 120, 601)
+	if got := setBack(t, n, presence.NodeAlive); got != "" {
+		t.Errorf("a new generation, heard late: %q", got)
+	}
+	beat(n, 535, 620, 620)
+	if got := setBack(t, n, presence.NodeAlive); got != "" {
+		t.Errorf("and in time: %q", got)
+	}
+
+	n.interrupted(t0 + 630_000)
+	n.resumed(t0+630_000, t0+1_000_000)
+	beat(n, 565, 650, 1000.5)
+	beat(n, 5, -200, 1100)
+	beat(n, 35, -170, 1130)
+	if got := setBack(t, n, presence.NodeAlive); got != "" {
+		t.Errorf("how far the clock was ahead before is not known: %q", got)
+	}
+}
+
 func TestClockSetBackOfWholeSeconds(t *testing.T) {
 	n := loaded()
 	for _, b := range [][3]int64{{100, 0, 0}, {130, 31, 30}, {160, 60, 60}, {190, 30, 90}, {220, 60, 120}} {
@@ -139,6 +166,13 @@ func TestMosquittoClockSetBack(t *testing.T) {
 	}
 	single(n, 37, 0)
 	f := n.node(mosquittoNode).latest[presence.NodeAlive]
+	early := newNodes("default")
+	early.setBack(step)
+	early.recall(&presence.NodeFact{Kind: presence.NodeAlive, Node: mosquittoNode, TimeMS: 1, ReceivedMS: 1, UptimeMS: presence.Some[int64](1), SetBackFromMS: 9, SetBackToMS: 8})
+	early.load()
+	if c := early.node(mosquittoNode).clock; c.fromMS != step.fromMS || c.toMS != step.toMS {
+		t.Errorf("a step from before the log was read: %+v", c)
+	}
 	if f.SetBackFromMS != step.fromMS || f.SetBackToMS != step.toMS {
 		t.Errorf("the first heartbeat after: %+v", f)
 	}

@@ -33,10 +33,10 @@ func (m *node) every(ms int64) {
 }
 
 // silences returns a fact for each node that has been silent for longer than its heartbeats allow, once per silence. Only what the bridge would
-// have heard counts: not the time before its subscription, nor one in which the bridge itself stood still or its clock was set (L7). A
+// have heard counts: not the time before its subscription, nor one in which the bridge itself stood still, or its clock was set forward (L7). A
 // broker whose heartbeats are configured to be rarer than usual is given three of those that were seen.
 func (n *nodes) silences(nowMS int64) []presence.NodeFact {
-	if n.tickedMS != 0 && n.upSinceMS != 0 && (nowMS < n.tickedMS || nowMS-n.tickedMS > tickGapMS) {
+	if n.upSinceMS != 0 && n.tickedMS != 0 && nowMS-n.tickedMS > tickGapMS {
 		n.upSinceMS = nowMS
 	}
 	n.tickedMS = nowMS
