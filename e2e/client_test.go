@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,23 +21,40 @@ type mqttClient struct {
 	conn net.Conn
 }
 
-// dialMQTT connects a client; it returns once the broker has accepted it.
+// refusedError is returned for a CONNECT that the broker answers with another reason code than success.
+type refusedError struct{ code byte }
+
+func (e *refusedError) Error() string { return fmt.Sprintf("the broker refuses it with %#x", e.code) }
+
+// dialMQTT connects a client; it returns once the broker has accepted it. The address is host:port, for MQTT over WebSocket ws://host:port.
 func dialMQTT(ctx context.Context, addr, clientID string) (*mqttClient, error) {
+	return dialWith(ctx, addr, clientID, func(*packets.Connect) {})
+}
+
+// dialWith is dialMQTT with a change to the client's CONNECT.
+func dialWith(ctx context.Context, addr, clientID string, change func(*packets.Connect)) (*mqttClient, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	conn, err := dialTransport(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect client %q: %w", clientID, err)
 	}
 	c := &mqttClient{id: clientID, conn: conn}
-	if err := c.handshake(ctx); err != nil {
+	if err := c.handshake(ctx, change); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("connect client %q: %w", clientID, err)
 	}
 	return c, nil
 }
 
-func (c *mqttClient) handshake(ctx context.Context) error {
+func dialTransport(ctx context.Context, addr string) (net.Conn, error) {
+	if strings.HasPrefix(addr, "ws://") {
+		return dialWebSocket(ctx, addr)
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+}
+
+func (c *mqttClient) handshake(ctx context.Context, change func(*packets.Connect)) error {
 	deadline, _ := ctx.Deadline()
 	if err := c.conn.SetDeadline(deadline); err != nil {
 		return err
@@ -44,6 +62,7 @@ func (c *mqttClient) handshake(ctx context.Context) error {
 	connect := packets.NewControlPacket(packets.CONNECT)
 	content := connect.Content.(*packets.Connect)
 	content.ClientID, content.CleanStart, content.KeepAlive = c.id, true, keepAliveS
+	change(content)
 	if _, err := connect.WriteTo(c.conn); err != nil {
 		return fmt.Errorf("send CONNECT: %w", err)
 	}
@@ -56,7 +75,7 @@ func (c *mqttClient) handshake(ctx context.Context) error {
 	case !ok:
 		return fmt.Errorf("read CONNACK: got %s", p.PacketType())
 	case ack.ReasonCode != 0:
-		return fmt.Errorf("the broker refuses it with %#x", ack.ReasonCode)
+		return &refusedError{ack.ReasonCode}
 	}
 	return c.conn.SetDeadline(time.Time{})
 }
@@ -86,6 +105,27 @@ func (c *mqttClient) kill() error {
 		return fmt.Errorf("kill client %q: %w", c.id, err)
 	}
 	return nil
+}
+
+// alive reports whether the broker still answers on the connection.
+func (c *mqttClient) alive() (bool, error) {
+	if err := c.conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+		return false, nil // closed by the test
+	}
+	if _, err := packets.NewControlPacket(packets.PINGREQ).WriteTo(c.conn); err != nil {
+		return false, nil
+	}
+	for {
+		p, err := packets.ReadPacket(c.conn)
+		switch ne := net.Error(nil); {
+		case errors.As(err, &ne) && ne.Timeout():
+			return false, fmt.Errorf("the broker neither answers client %q nor has it ended the connection", c.id)
+		case err != nil:
+			return false, nil
+		case p.Type == packets.PINGRESP:
+			return true, c.conn.SetDeadline(time.Time{})
+		}
+	}
 }
 
 // connect connects a client that is killed with the test, if it is still there.

@@ -51,12 +51,7 @@ func startSplit(t *testing.T) *split {
 	d := newDocker(t)
 	s := &split{}
 	s.startKafka(d)
-	mqtt := freePort(t)
-	s.broker = d.start(spec{
-		name: "broker", image: cmp.Or(os.Getenv("PRESENCE_E2E_MOSQUITTO_IMAGE"), mosquittoImage),
-		files: []testcontainers.ContainerFile{{HostFilePath: "images/compose/mosquitto.conf", ContainerFilePath: "/mosquitto/config/mosquitto.conf", FileMode: 0o644}},
-		ports: []string{mqttPort}, fixed: map[string]int{mqttPort: mqtt}, ready: wait.ForListeningPort(mqttPort),
-	})
+	s.broker = d.start(mosquittoSpec(t, stampForms[0]))
 	s.bridge = d.start(service("bridge", "bridge", map[string]string{
 		"PRESENCE_MQTT_URL":                 "mqtt://broker:1883",
 		"PRESENCE_DATA_DIR":                 "/data",
@@ -127,7 +122,6 @@ func (s *split) target(t *testing.T) Target {
 	kafka := eventlog.DefaultConfig()
 	kafka.Brokers = []string{s.kafkaAddr}
 	return Target{
-		MQTT: s.broker.addr(t, mqttPort), REST: s.query.addr(t, restPort), GRPC: s.query.addr(t, grpcPort),
-		User: "dev", Password: "dev-only-change-me", Kafka: kafka, Unkeyed: true,
-	}
+		REST: s.query.addr(t, restPort), GRPC: s.query.addr(t, grpcPort), User: "dev", Password: "dev-only-change-me", Kafka: kafka,
+	}.onMosquitto(t, s.broker, stampForms[0])
 }

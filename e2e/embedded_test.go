@@ -32,6 +32,7 @@ func TestEmbedded(t *testing.T) {
 	t.Run("keep alive", func(t *testing.T) { scenarioKeepAlive(t, tgt) })
 	t.Run("refused connect", func(t *testing.T) { scenarioRefusedConnect(t, tgt) })
 	t.Run("broker IDs", func(t *testing.T) { scenarioBrokerIDs(t, tgt) })
+	t.Run("stranger H4", func(t *testing.T) { scenarioStranger(t, tgt) })
 	t.Run("never seen is offline", func(t *testing.T) {
 		c, err := tgt.asker.ask(t.Context(), "embedded-never-seen")
 		if !errors.Is(err, errNeverSeen) || c.GetStatus() != "offline" {
@@ -283,7 +284,7 @@ func TestEmbeddedBusyPorts(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	defer func() { must(t, busy.Close()) }()
-	for _, name := range []string{"mqtt-addr", "kafka-addr", "http-addr", "grpc-addr", "admin-addr", "state-addr"} {
+	for _, name := range []string{"mqtt-addr", "mqtt-ws-addr", "kafka-addr", "http-addr", "grpc-addr", "admin-addr", "state-addr"} {
 		a := newAllInOne(t, "--"+name, busy.Addr().String())
 		out, err := exec.Command(a.binary, a.flags...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "--"+name) {

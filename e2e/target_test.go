@@ -37,12 +37,21 @@ const (
 
 // Target is a running Presence, as its users meet it: scenarios know nothing else of it, so that each runs on all of them.
 type Target struct {
-	MQTT           string // host:port for MQTT clients
+	MQTT           string // for MQTT clients: host:port, or ws://host:port for MQTT over WebSocket
+	WebSocket      string // the same for MQTT over WebSocket, empty if there is none
 	REST, GRPC     string // host:port
 	User, Password string // an account with the permissions connect and read
 	Kafka          eventlog.Config
 	// Unkeyed says that the broker's events name no connection, and that their stamps are whole seconds (Mosquitto).
 	Unkeyed bool
+	// Unordered says that the broker's events have no stamps at all, so that nothing numbers them.
+	Unordered bool
+	// NamesStrangers says that a stranger's failed login looks like the end of the client's connection whose ID it claims.
+	NamesStrangers bool
+	// LateEnds says that a connection that is taken over may report its end after its successor has reported its beginning.
+	LateEnds bool
+	// Doubts says that such an end cannot be told from the successor's, so that a status may be unknown.
+	Doubts bool
 
 	asker   *asker
 	history *history
@@ -53,6 +62,16 @@ func (tgt Target) open(t *testing.T) Target {
 	t.Helper()
 	tgt.asker = newAsker(t, tgt)
 	tgt.history = newHistory(t, tgt.Kafka)
+	return tgt
+}
+
+// overWebSocket returns the target for clients that use WebSockets. When Mosquitto lets one of them take a WebSocket over, libwebsockets closes
+// that later, and the log then says so without naming the connection.
+func (tgt Target) overWebSocket() Target {
+	tgt.MQTT = tgt.WebSocket
+	if tgt.Unkeyed {
+		tgt.LateEnds, tgt.Doubts = true, true
+	}
 	return tgt
 }
 
@@ -81,7 +100,7 @@ func (tgt Target) expect(t *testing.T, clientID, wantStatus, wantReason string) 
 // warmUp waits until the bridge counts the log lines of a stamp. It cannot for the first stamp of a session, which may have begun before it.
 func (tgt Target) warmUp(t *testing.T) {
 	t.Helper()
-	if !tgt.Unkeyed {
+	if !tgt.Unkeyed || tgt.Unordered {
 		return
 	}
 	const id = "warm-up"
