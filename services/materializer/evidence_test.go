@@ -224,3 +224,24 @@ func explainAfter(t *testing.T, m *instance, clientID string, after *kgo.Record)
 	m.get(clientID, after)
 	return explain(t, m.Materializer, clientID)
 }
+
+// What others folded while they had the partition is in no log here.
+func TestEvidenceOfAPartitionThatCameBack(t *testing.T) {
+	l := newLog(t)
+	cfg := l.config(vfs.NewMem())
+	m := l.start(cfg).ready()
+	open, end, again := opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000), opened("a", "n1", 3000)
+	m.get("a", l.facts(open))
+	m.published(l)
+	m.kill()
+	l.facts(end)
+	last := l.facts(again)
+	l.foreign(last.Partition, stateOf(presence.Online, presence.Offline, store.Version{Event: last.Offset, Node: -1}, true, open, end, again),
+		eventlog.ClientState{Checkpoint: true, TimeMS: t0, EventOffset: last.Offset + 1, NodeEventOffset: -1})
+	m = l.start(cfg).ready()
+	next := l.facts(closedAt("a", "n1", 3000, 4000))
+	e := explainAfter(t, m, "a", next).GetEvidence()
+	if e.GetLoggedFrom() != next.Offset || !slices.Equal(outcomes(e), []string{"0 applied", fmt.Sprint(next.Offset, " applied")}) {
+		t.Errorf("logged from %d, facts %v; the partition came back at offset %d", e.GetLoggedFrom(), outcomes(e), next.Offset)
+	}
+}

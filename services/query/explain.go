@@ -70,8 +70,10 @@ func (x *explainer) rule(answer *presencev1.Explanation) string {
 		o := answer.GetObservations()[0]
 		parts = append(parts, fmt.Sprintf("Asked at %s, it answered %s.", instant(o.GetQueryStart().AsTime().UnixMilli()), onlineWord(o.GetOnline())))
 	}
+	// These rules weigh connections of several nodes against each other.
+	all := reason == presence.OlderConnectionOpen || reason == presence.OrderUndecided || reason == presence.SuccessorUnseen
 	for _, c := range answer.GetConnections() {
-		if c.GetCurrent() {
+		if all || c.GetCurrent() {
 			parts = append(parts, c.GetSummary())
 		}
 	}
@@ -159,7 +161,7 @@ func (x *explainer) summary(n *presence.NodeState, end *presence.Close, held []p
 	case n.Conn.Seen:
 		fmt.Fprintf(&b, "The newest connection to node %s opened at %s", n.Node, instant(n.Conn.OpenedMS))
 	default:
-		fmt.Fprintf(&b, "The newest connection to node %s opened at %s, as its disconnect says: its connect was not seen", n.Node, instant(n.Conn.OpenedMS))
+		fmt.Fprintf(&b, "The newest connection to node %s opened at %s (so its disconnect says, its connect was not seen)", n.Node, instant(n.Conn.OpenedMS))
 	}
 	switch floor := x.floor(n.Node); {
 	case end != nil && n.Known:

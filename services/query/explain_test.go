@@ -83,6 +83,19 @@ var explanations = map[string]func(h *history, r *presencev1.GetStatesResponse){
 		h.fact(end)
 		h.nodes = append(h.nodes, feed(-10))
 	},
+	"closed": func(h *history, _ *presencev1.GetStatesResponse) {
+		open := emqxOpened("n1", "1760000010000", 10)
+		h.fact(open)
+		h.fact(open)
+		h.fact(emqxClosed(open, 100, presence.ReasonKeepAliveTimeout, "keepalive_timeout"))
+		h.nodes = append(h.nodes, started("n1", 0), feed(-10))
+	},
+	"older_connection_open": func(h *history, _ *presencev1.GetStatesResponse) {
+		h.fact(emqxOpened("n1", "1760000010000", 10))
+		// Of the newer one, elsewhere, only the end was seen.
+		h.fact(emqxClosed(emqxOpened("n2", "1760000050000", 50), 60, presence.ReasonNormal, "normal"))
+		h.nodes = append(h.nodes, started("n1", 0), started("n2", 0), feed(-10))
+	},
 	"node_restarted": func(h *history, _ *presencev1.GetStatesResponse) {
 		h.fact(emqxOpened("n1", "1760000010000", 10))
 		h.nodes = append(h.nodes, started("n1", 60), feed(-10))
