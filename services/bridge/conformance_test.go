@@ -349,11 +349,19 @@ func (c *conformance) replay(t *testing.T, scenario *scenarioRow) presence.Verdi
 	for lines.Scan() {
 		var row struct {
 			Topic, Payload string
+			PayloadHex     string `json:"payload_hex"` // of a payload that is not text
 			Retain         bool
 			WaitMS         int64 `json:"wait_ms"` // before it is received
 		}
 		if err := json.Unmarshal(lines.Bytes(), &row); err != nil {
 			t.Fatal(err)
+		}
+		if row.PayloadHex != "" {
+			b, err := hex.DecodeString(row.PayloadHex)
+			if err != nil {
+				t.Fatalf("payload_hex: %v", err)
+			}
+			row.Payload = string(b)
 		}
 		now += 2*pairMS + row.WaitMS
 		apply(n.tick(now))

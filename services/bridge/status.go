@@ -23,10 +23,12 @@ import (
 //	sparkplug     spBv1.0/<group>/NBIRTH|NDEATH/<node>        <group>/<node>    NBIRTH       NDEATH (will)
 //
 // A live message is an event, stamped with the time of reception: nothing in it tells the time (see arrivals: one bridge for such a
-// cluster). A retained copy, which comes at each subscription, is the device's last word from an unknown time: it counts as the answer to a query,
-// made when it came. A will may come late, from a connection that the device has replaced, so that its end is ambiguous; a device's own
-// goodbye (Homie's disconnected) is certain. The retained message of a device can be removed by whoever may write to its topic; that the
-// device is gone for good is likely, not certain.
+// cluster). A retained copy, which comes at each subscription, is the device's last word from an unknown time. What is not a will counts as
+// the answer to a query, made when it came. A will is no more certain for being retained: it may be the late one of a connection that the
+// device has replaced, so that it stays the ambiguous end that it was when it was live.
+//
+// The retained message of a device can be removed by whoever may write to its topic; that the device is gone for good is likely, not
+// certain. What Zigbee2MQTT said last of its devices stands while it is offline itself.
 var statusTopicDialect = &dialect{
 	name: presence.DialectStatusTopic,
 	configured: func(c *MQTTConfig) []filter {
@@ -262,7 +264,7 @@ func (d *statusDecoder) status(s statusSource, id string, m *message) decoded {
 	}
 	f := presence.Fact{Cluster: d.cluster, ClientID: id, Dialect: presence.DialectStatusTopic, TimeMS: m.receivedMS, ReceivedMS: m.receivedMS}
 	switch {
-	case m.retain:
+	case m.retain && status.reason != presence.ReasonConnectionLost:
 		f.Kind, f.Online, f.Source = presence.Observed, presence.Some(status.online), sourceRetained
 		f.QueryStartMS, f.QueryEndMS = m.receivedMS, m.receivedMS
 	case status.online:
