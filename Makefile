@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 ARGS ?=
 FUZZTIME ?= 20s
 BENCHTIME ?= 1s
+SECONDS ?= 60
 LOAD_CLIENTS ?= 10000
 VERSION ?= local
 
@@ -71,6 +72,10 @@ fuzz: ## Run each fuzz target of every module for FUZZTIME (default 20s).
 		echo "== $$pkg $$name"; \
 		go test -tags $(TEST_TAGS) -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
 	done <<<"$$targets"
+
+.PHONY: soak
+soak: ## Check the laws of the fold on new simulated histories for SECONDS (default 60).
+	@cd libs && go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./simulator -soak $(SECONDS)s
 
 .PHONY: mutants
 mutants: ## Break the fold on purpose, one way at a time, and see the tests catch each.

@@ -1,10 +1,20 @@
 package simulator
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/mqtt-presence/presence/libs/presence"
 )
+
+// maxDelayMS is how long an event may take to arrive.
+const maxDelayMS = 20_000
+
+// rowLateMS is how long a query may not know a connection that was told of (H14): the settle time less what two bridges' clocks differ.
+const rowLateMS = presence.SettleMS - 2*bridgeSkewMS
+
+// bridgeSkewMS is how far the second bridge's clock is behind the first's.
+const bridgeSkewMS = 300
 
 // bridge is an ideal bridge: it loses nothing that it receives, unless told so, and knows what it has not received.
 type bridge struct {
@@ -24,7 +34,7 @@ type bridge struct {
 func newBridge(s *sim, i int) *bridge {
 	b := &bridge{sim: s, index: i, lastMS: map[string]int64{}}
 	if i > 0 {
-		b.skew = -300
+		b.skew = -bridgeSkewMS
 	}
 	b.feed = presence.NodeFact{Kind: presence.Feed, Cluster: clusterName, Bridge: "bridge-" + strconv.Itoa(i), Dialect: s.plan.Nodes[0].Dialect, LeaseMS: 10_000}
 	return b
@@ -45,7 +55,7 @@ func (b *bridge) assert() {
 // join subscribes.
 func (b *bridge) join(again bool) {
 	s := b.sim
-	if b.up || again && !b.began {
+	if b.up || again && !b.began || !slices.ContainsFunc(s.nodes, func(n *node) bool { return n.up && !n.cutOff }) {
 		return
 	}
 	b.up, b.began = true, true
@@ -68,11 +78,14 @@ func (b *bridge) join(again bool) {
 			b.gap(b.feed.GapFromMS - b.skew)
 		}
 		b.sim.h.sessions = append(b.sim.h.sessions, session{b.index, b.now()})
-		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
+		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS+maxDelayMS)
 	}
 	b.assert()
 	for _, n := range s.nodes {
 		s.beatSoon(n, 1+int64(n.index)*1_000)
+		if !s.reachable(n) {
+			s.watch(n)
+		}
 	}
 	if s.plan.Nodes[0].Retained && again {
 		for _, c := range s.clients {
@@ -123,7 +136,7 @@ func (b *bridge) gap(fromMS int64) {
 	if b.up {
 		b.assert()
 	}
-	s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
+	s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS+maxDelayMS)
 }
 
 // overrun has the spool drop what comes for a while.
@@ -149,7 +162,7 @@ func (b *bridge) overrun(forMS int64) {
 			b.before.CompleteSinceMS = b.now()
 		}
 		b.assert()
-		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS)
+		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS+maxDelayMS)
 	})
 }
 
@@ -232,7 +245,7 @@ func delay(d *dice) int64 {
 	case w < 97:
 		return d.ms(800, 4_000)
 	}
-	return d.ms(4_000, 20_000)
+	return d.ms(4_000, maxDelayMS)
 }
 
 // sweep asks the broker for every client, once what was lost can show, and then calls the feed complete again.
@@ -257,12 +270,13 @@ func (s *sim) sweep(d *dice) {
 		f.TimeMS, f.ReceivedMS = f.QueryEndMS, f.QueryEndMS
 		if len(c.live) > 0 {
 			k := c.live[len(c.live)-1]
-			if s.nowMS-k.openedMS < presence.SettleMS && d.in(50) {
+			if s.nowMS-k.openedMS < rowLateMS && d.in(50) {
 				s.h.Hazards.set(14)
 			} else {
 				f.Online = presence.Some(true)
+				f.Node = s.factNode(k.node)
 				if k.node.habits.QueryKey {
-					f.Node, f.Connection = s.factNode(k.node), k.key
+					f.Connection = k.key
 				}
 			}
 		} else if c.ended != nil {

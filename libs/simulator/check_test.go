@@ -15,17 +15,21 @@ type run struct {
 	facts    [][]presence.Fact // by client, in the order of arrival
 	nodes    []presence.NodeFact
 	verdicts []presence.Verdict
-	gap      bool // the feed has a gap that nothing has healed
-	seen     []bool
+	gap      bool   // the feed has a gap that nothing has healed
+	seen     []bool // something is known of the client
+	asked    []bool // an answer of a query was asserted
 	problems []string
-	outage   string
 }
 
 const allowanceMS = presence.DefaultAllowanceMS
 
+// manyFacts about one client may fill a set of the state (L8).
+const manyFacts = 200
+
 // fold applies a history in the order of arrival. The answer to a query is asserted if the status differs from it.
 func fold(h *History) *run {
-	r := &run{h: h, states: make([]presence.State, len(h.Clients)), facts: make([][]presence.Fact, len(h.Clients)), seen: make([]bool, len(h.Clients))}
+	r := &run{h: h, states: make([]presence.State, len(h.Clients)), facts: make([][]presence.Fact, len(h.Clients)), seen: make([]bool, len(h.Clients)),
+		asked: make([]bool, len(h.Clients))}
 	for i := range h.Deliveries {
 		d := &h.Deliveries[i]
 		switch {
@@ -33,12 +37,10 @@ func fold(h *History) *run {
 			r.node(&d.Node)
 		case d.IsFact:
 			s := &r.states[d.Client]
-			if d.Query {
-				v := presence.Status(s, &r.cluster, allowanceMS)
-				if v.Status == presence.Online && d.Fact.Online.Value || v.Status == presence.Offline && !d.Fact.Online.Value {
-					continue
-				}
+			if d.Query && agrees(presence.Status(s, &r.cluster, allowanceMS), &d.Fact) {
+				continue
 			}
+			r.asked[d.Client] = r.asked[d.Client] || d.Query
 			r.seen[d.Client] = r.seen[d.Client] || !s.Empty() || d.Fact.Kind != presence.Forgotten
 			s.Apply(&d.Fact)
 			r.facts[d.Client] = append(r.facts[d.Client], d.Fact)
@@ -49,6 +51,14 @@ func fold(h *History) *run {
 	}
 	_, _, r.gap = r.cluster.FeedGap()
 	return r
+}
+
+// agrees reports whether the status says what the answer of a query says, down to the connection as far as the answer names it.
+func agrees(v presence.Verdict, f *presence.Fact) bool {
+	if !f.Online.Value || v.Status != presence.Online {
+		return v.Status == presence.Offline && !f.Online.Value
+	}
+	return (f.Node == "" || f.Node == v.Node) && (f.Connection == "" || v.Conn != nil && f.Connection == v.Conn.Key)
 }
 
 // node applies a node fact; one about the bridge's own subscription must turn nobody offline (L7).
@@ -80,8 +90,8 @@ func (r *run) check() []string {
 	d := dice{r.h.Plan.Seed ^ 0xabcdef | 1}
 	r.converges(&d)
 	r.restores(&d)
-	if r.h.Plan.Mode != Silent {
-		for i := range r.h.Clients {
+	for i := range r.h.Clients {
+		if !r.h.Clients[i].Mourned {
 			r.right(i)
 		}
 	}
@@ -94,7 +104,9 @@ func (r *run) check() []string {
 func (r *run) right(i int) {
 	c, v, e := &r.h.Clients[i], &r.verdicts[i], expectations[r.h.Plan.Setup.Name]
 	online := v.Status == presence.Online
-	if c.excused(r.h.Plan) {
+	if c.Outlived && (r.asked[i] || r.h.Plan.Late || !r.h.Plan.tellsTakeovers()) {
+		// L2: no partition in progress. An older connection that outlives a newer one is lost to a dialect that does not tell of takeovers, to an
+		// answer that named the newer one, and to a bridge that did not see it open.
 		return
 	}
 	if v.Status != presence.Unknown && !r.gap && online != c.Online {
@@ -104,19 +116,13 @@ func (r *run) right(i int) {
 		return
 	}
 	// L2 holds as long as no set is full (L8), and what was never seen is known to be offline only where nodes have heartbeats (L7).
-	full := v.Reason == presence.HistoryPruned && r.h.Plan.Mode == Clocks
+	full := v.Reason == presence.HistoryPruned && (r.h.Plan.Mode == Clocks || len(r.facts[i]) > manyFacts)
 	if v.Status == presence.Unknown && !full && !(v.Reason == presence.NeverSeen && len(r.cluster.Nodes) == 0) {
 		r.problem("L2: c%d is unknown (%s), the truth is %s", i, v.Reason, truth(c.Online))
 	}
 	if v.Status == presence.Online && (v.Conn == nil || v.Conn.Key != c.Key || v.Node != c.Node) {
 		r.problem("L2: c%d is online by another connection than %s on %s", i, c.Key, c.Node)
 	}
-}
-
-// excused reports whether the truth about a client cannot be asked for: a connection from before a partition that outlives a newer one is
-// lost to a dialect that never tells of takeovers (L2: no partition in progress).
-func (c *Client) excused(p *Plan) bool {
-	return c.Outlived && (p.Late || !p.tellsTakeovers())
 }
 
 // tellsTakeovers reports whether every node's dialect always tells of a takeover.

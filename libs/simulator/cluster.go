@@ -25,7 +25,7 @@ type sim struct {
 	clients []*client
 	conns   int
 	bridges []*bridge
-	quietMS int64 // until when a query may miss what the feed has lost
+	quietMS int64 // until when a sweep waits: what was told before a loss has arrived and settled then (L5), and a query knows what was lost
 }
 
 type timer struct {
@@ -103,6 +103,7 @@ type conn struct {
 	keep        bool // the session outlives it
 	web         bool
 	closed      bool
+	opened      *Event
 }
 
 // Run makes the history of a plan.

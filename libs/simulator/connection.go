@@ -63,6 +63,7 @@ func (s *sim) connect(c *client, n *node, st *Step, d *dice) {
 	}
 	s.line(n, c.ip, d)
 	e := s.event(Connected, k, d)
+	k.opened = e
 	if h.Clock == Fuzzy {
 		e.StampMS = k.connectedMS
 	}
@@ -230,6 +231,10 @@ func (s *sim) finishConn(k *conn, cause Cause, d *dice) {
 	s.close(k)
 	if h.Muted && k.keep {
 		k.client.muted = k
+		if k.opened.Lost != "" {
+			// Neither its beginning nor its end was told: a query in between sees the connection before it.
+			k.client.mourned = true
+		}
 		s.h.Hazards.set(6)
 		return
 	}
@@ -244,6 +249,7 @@ func (s *sim) finishConn(k *conn, cause Cause, d *dice) {
 // disconnected emits the end of a connection, unless its node is gone meanwhile.
 func (s *sim) disconnected(k *conn, cause Cause, d *dice) {
 	if !k.alive() {
+		k.client.mourned = k.client.mourned || k.node.habits.Beat < UptimeBeat
 		return
 	}
 	e := s.event(Disconnected, k, d)

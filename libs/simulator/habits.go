@@ -155,11 +155,11 @@ var (
 		h.Dialect, h.Words, h.Key, h.ClosedKey, h.Retained = presence.DialectSparkplug, wordsNone, SequenceKey, true, false
 	})
 
-	custom   = Habits{Dialect: presence.DialectCustom, Words: wordsEMQX5, Takeover: TakeoverEither, EndLagMS: 50, Nodes: 2, Hidden: true, Queries: true}
-	custom20 = with(custom, func(h *Habits) {
+	custom         = Habits{Dialect: presence.DialectCustom, Words: wordsEMQX5, Takeover: TakeoverEither, EndLagMS: 50, Nodes: 2, Hidden: true, Queries: true}
+	customReusable = with(custom, func(h *Habits) {
 		h.Dialect, h.Key, h.ClosedKey, h.Hidden, h.QueryKey = presence.DialectCustomReusable, PeerKey, true, false, true
 	})
-	customUnique = with(custom20, func(h *Habits) { h.Dialect, h.Key = presence.DialectCustomUnique, SessionKey })
+	customUnique = with(customReusable, func(h *Habits) { h.Dialect, h.Key = presence.DialectCustomUnique, SessionKey })
 )
 
 func with(h Habits, change func(*Habits)) Habits {
@@ -189,7 +189,7 @@ func Setups() []Setup {
 		{Name: "status-topic", Nodes: []*Habits{&statusTopic}},
 		{Name: "sparkplug", Nodes: []*Habits{&sparkplug}},
 		{Name: "custom", Nodes: []*Habits{&custom}},
-		{Name: "custom-reusable", Nodes: []*Habits{&custom20}},
+		{Name: "custom-reusable", Nodes: []*Habits{&customReusable}},
 		{Name: "custom-unique-key", Nodes: []*Habits{&customUnique}},
 	}
 }

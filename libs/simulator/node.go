@@ -213,6 +213,13 @@ func (s *sim) heal(d *dice) {
 		if n.side == 0 {
 			continue
 		}
+		if n.cutOff {
+			// A shorter interruption would be one that nobody sees.
+			s.advance(n.downMS + leaseMS + 1)
+			if !n.silent && !n.gone {
+				continue
+			}
+		}
 		n.side, n.cutOff = 0, false
 		if again && n.habits.Beat >= UptimeBeat {
 			s.stop(n, false, &dice{})
@@ -231,12 +238,24 @@ func (s *sim) hush(n *node, forMS int64, d *dice) {
 	n.hushMS = s.nowMS + forMS
 	n.downMS = s.nowMS
 	deaf := s.plan.Mode == Lossy && forMS > leaseMS && len(s.nodes) > 1 && d.in(50)
+	deaf = deaf && n.seenGen == n.gen
 	n.cutOff = n.cutOff || deaf
 	s.watch(n)
-	s.at(n.hushMS, func() {
-		if deaf && n.side == 0 {
-			n.cutOff = false
-		}
-	})
+	if deaf {
+		s.at(n.hushMS, func() { s.hearAgain(n) })
+	}
 	s.beatSoon(n, forMS+d.ms(1, beatMS))
+}
+
+// hearAgain lets a node's events through again, once the bridges have seen that they do not come.
+func (s *sim) hearAgain(n *node) {
+	if n.side != 0 {
+		return
+	}
+	if !n.silent && !n.gone {
+		s.at(s.nowMS+leaseMS, func() { s.hearAgain(n) })
+		return
+	}
+	n.cutOff = false
+	s.beatSoon(n, 1_000)
 }

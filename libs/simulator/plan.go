@@ -1,6 +1,9 @@
 package simulator
 
-import "fmt"
+import (
+	"fmt"
+	"hash/fnv"
+)
 
 // Mode says what a plan may hold, and so which laws its history must keep.
 type Mode uint8
@@ -80,8 +83,9 @@ type Plan struct {
 
 // NewPlan makes a plan from a seed.
 func NewPlan(setup *Setup, mode Mode, seed uint64) *Plan {
-	d := dice{seed*0x9e3779b97f4a7c15 + uint64(mode) + 1}
-	d.next()
+	name := fnv.New64a()
+	fmt.Fprintf(name, "%s/%s/%d", setup.Name, mode, seed)
+	d := dice{name.Sum64() | 1}
 	p := &Plan{Setup: setup, Mode: mode, Seed: seed, Clients: 1 + d.n(4), Bridges: 1}
 	nodes := 1 + d.n(setup.Nodes[0].Nodes)
 	if setup.Mixed {
@@ -103,10 +107,27 @@ func NewPlan(setup *Setup, mode Mode, seed uint64) *Plan {
 		p.Bridges = 2
 	}
 	p.Late = mode == Lossy && d.in(30)
-	for range 4 + d.n(8*p.Clients) {
-		p.Steps = append(p.Steps, p.newStep(&d))
+	steps := 4 + d.n(8*p.Clients)
+	heal := steps
+	if mode == Lossy && d.in(60) {
+		heal = steps * 2 / 3
+	}
+	for i := range steps {
+		if i == heal {
+			p.addHealing(&d)
+		}
+		p.Steps = append(p.Steps, p.newStep(&d, i > heal))
 	}
 	return p
+}
+
+// addHealing puts everything right that was lost: nodes, partitions, subscriptions, and what the bridge has missed.
+func (p *Plan) addHealing(d *dice) {
+	p.Steps = append(p.Steps, Step{Action: Heal, Seed: d.next() | 1})
+	for i := range p.Nodes {
+		p.Steps = append(p.Steps, Step{Action: Boot, Node: i, Seed: d.next() | 1})
+	}
+	p.Steps = append(p.Steps, Step{Action: Join, WaitMS: 1, Seed: d.next() | 1}, Step{Action: Sweep, WaitMS: d.ms(150_000, 200_000), Seed: d.next() | 1})
 }
 
 // weights of the actions, by mode. What comes in pairs is put right by the simulation: a node that is up does not boot.
@@ -127,12 +148,16 @@ var weightSums = func() (sums [numModes]int) {
 	return sums
 }()
 
-func (p *Plan) newStep(d *dice) Step {
+func (p *Plan) newStep(d *dice, healed bool) Step {
 	s := Step{Client: d.n(p.Clients), Node: d.n(len(p.Nodes)), Clean: d.in(50), Keep: d.in(40), WaitMS: newWait(d), Seed: d.next() | 1}
 	s.Web = !p.Setup.TCPOnly && d.in(40)
-	w := d.n(weightSums[p.Mode])
-	for a := range weights[p.Mode] {
-		if w -= int(weights[p.Mode][a]); w < 0 {
+	mode := p.Mode
+	if healed {
+		mode = Exact
+	}
+	w := d.n(weightSums[mode])
+	for a := range weights[mode] {
+		if w -= int(weights[mode][a]); w < 0 {
 			s.Action = Action(a)
 			break
 		}
