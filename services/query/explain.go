@@ -111,7 +111,25 @@ func (x *explainer) connections() []*presencev1.ExplainedConnection {
 		}
 		all = append(all, c)
 	}
+	if c := x.e.GetConnection(); c != nil && len(all) > 0 && !slices.ContainsFunc(all, (*presencev1.ExplainedConnection).GetCurrent) {
+		all = slices.Insert(all, 0, x.earlier(c))
+	}
 	return all
+}
+
+// earlier describes the connection that the status is about, if it is not the newest of its node.
+func (x *explainer) earlier(c *presencev1.Connection) *presencev1.ExplainedConnection {
+	e := &presencev1.ExplainedConnection{
+		Node: x.e.GetNode(), Current: true, Key: c.GetKey(), Dialect: x.e.GetDialect(), ConnectedAt: timestamp(c.GetConnectedAtMs()),
+	}
+	what := "no disconnect is known to be its own"
+	if x.e.GetReason() != "" {
+		e.End = &presencev1.ExplainedClose{Reason: x.e.GetReason(), RawReason: x.e.GetRawReason()}
+		what = "it ended: " + reasonWords(&presence.Close{Reason: presence.ParseReason(x.e.GetReason()), RawReason: x.e.GetRawReason()})
+	}
+	e.Summary = fmt.Sprintf("The status is about the connection to node %s that opened at %s, which is not the newest by the clock of that node: "+
+		"it does not tell the order here; %s.", x.e.GetNode(), instant(c.GetConnectedAtMs()), what)
+	return e
 }
 
 // current reports whether the status is about the node's connection.
@@ -168,7 +186,7 @@ func (x *explainer) summary(n *presence.NodeState, end *presence.Close, held []p
 		fmt.Fprintf(&b, " and ended at %s: %s.", instant(end.ClosedMS), reasonWords(end))
 	case end != nil:
 		fmt.Fprintf(&b, ", at %s: %s.", instant(end.ClosedMS), reasonWords(end))
-	case n.Known && n.Conn.OpenedMS < floor:
+	case n.Known && x.restarted(n, floor):
 		fmt.Fprintf(&b, "; it is over, since the node restarted at %s.", instant(floor))
 	case n.Known:
 		b.WriteString("; no disconnect is known to be its own.")
@@ -187,6 +205,14 @@ func (x *explainer) summary(n *presence.NodeState, end *presence.Close, held []p
 		b.WriteString(" There were more disconnects than are kept.")
 	}
 	return b.String()
+}
+
+// restarted reports whether a restart of its node ended the connection. Of the one that the status is about, the status says so.
+func (x *explainer) restarted(n *presence.NodeState, floor int64) bool {
+	if x.current(n) {
+		return presence.ParseStatusReason(x.e.GetStatusReason()) == presence.NodeRestarted
+	}
+	return n.Conn.OpenedMS < floor
 }
 
 func reasonWords(c *presence.Close) string {

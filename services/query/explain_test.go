@@ -96,6 +96,13 @@ var explanations = map[string]func(h *history, r *presencev1.GetStatesResponse){
 		h.fact(emqxClosed(emqxOpened("n2", "1760000050000", 50), 60, presence.ReasonNormal, "normal"))
 		h.nodes = append(h.nodes, started("n1", 0), started("n2", 0), feed(-10))
 	},
+	"earlier_connection": func(h *history, r *presencev1.GetStatesResponse) {
+		h.fact(emqxOpened("n1", "1760000010000", 10))
+		h.fact(emqxOpened("n1", "1760000020000", 20))
+		h.nodes = append(h.nodes, started("n1", 0), feed(-10))
+		// As where the clock of the node was set back.
+		r.Entries = []*presencev1.StateEntry{{Connection: &presencev1.Connection{Key: "1760000010000", ConnectedAtMs: t0 + 10_000}, Evidence: &presencev1.Evidence{}}}
+	},
 	"node_restarted": func(h *history, _ *presencev1.GetStatesResponse) {
 		h.fact(emqxOpened("n1", "1760000010000", 10))
 		h.nodes = append(h.nodes, started("n1", 60), feed(-10))
@@ -148,6 +155,9 @@ func TestExplanation(t *testing.T) {
 					return nil
 				}
 				e := r.GetEntries()[0]
+				if c := like.GetEntries()[0].GetConnection(); c != nil {
+					e.Connection = c
+				}
 				want := like.GetEntries()[0].GetEvidence()
 				switch {
 				case want == nil:
