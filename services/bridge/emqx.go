@@ -206,11 +206,11 @@ func parseUptime(s string) (ms int64, err error) {
 		if next == len(units) {
 			return 0, fmt.Errorf("read uptime %.60q: a part of it is no unit, or out of order", s)
 		}
-		n, err := strconv.ParseUint(strings.TrimSuffix(part, units[next]), 10, 40)
+		n, err := strconv.ParseUint(strings.TrimSuffix(part, units[next]), 10, 32)
 		if err != nil {
 			return 0, fmt.Errorf("read uptime %.60q: %w", s, err)
 		}
-		ms += min(int64(n)*unitMS[next], maxUptimeMS+1)
+		ms += int64(n) * unitMS[next]
 		next++
 	}
 	return ms, nil

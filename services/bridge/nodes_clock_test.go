@@ -132,6 +132,11 @@ func TestClockSetBackOfWholeSeconds(t *testing.T) {
 	if got := setBack(t, n, presence.NodeAlive); got != "92.25..-2.25" {
 		t.Errorf("got %q", got)
 	}
+	// A second earlier than its boot is the rounding of both.
+	n.apply(&signal{kind: signalUptime, node: "n1", ms: 200_000, granularityMS: 1000, paired: true}, t0+125_000)
+	if facts := n.apply(&signal{kind: signalClock, node: "n1", ms: t0 + 39_000, granularityMS: 1000, paired: true}, t0+125_000); len(facts) != 0 {
+		t.Errorf("an old heartbeat that comes late: %v", names(facts))
+	}
 }
 
 // TestMosquittoClockSetBack has the stamps of the log go backwards.
