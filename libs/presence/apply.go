@@ -50,6 +50,7 @@ func (s *State) applyOpened(f *Fact) Outcome {
 
 // open joins a connection into the node: the newest wins.
 func (n *NodeState) open(c *Connection) Outcome {
+	n.noteOther(c)
 	if !n.Known {
 		n.Known, n.Conn = true, *c
 		n.markUnordered(c)
@@ -58,7 +59,7 @@ func (n *NodeState) open(c *Connection) Outcome {
 	}
 	switch cmp := compareConn(c, &n.Conn); {
 	case cmp < 0:
-		changed := n.notePrev(c)
+		changed := c.keyless() && n.noteMark(Mark{MS: c.OpenedMS, Order: c.Order})
 		n.noteEarlier(c, nil, 0)
 		changed = n.markTie(c, &n.Conn) || changed
 		if n.markUnordered(c) || changed {
@@ -68,7 +69,9 @@ func (n *NodeState) open(c *Connection) Outcome {
 	case cmp == 0:
 		return n.joinConn(c)
 	}
-	n.notePrev(&n.Conn)
+	if n.Conn.keyless() {
+		n.noteMark(Mark{MS: n.Conn.OpenedMS, Order: n.Conn.Order})
+	}
 	end := &n.End
 	if !n.Ended {
 		end = nil
@@ -125,17 +128,29 @@ func cmpOpt(a, b Opt[uint32]) int {
 // keyless reports whether the connection's dialect has no connection key, its Opened having been seen, so that only stamps tell which Closed is its own.
 func (c *Connection) keyless() bool { return c.Seen && ProfileOf(c.Dialect).Key == KeyNone }
 
-// notePrev keeps the second newest Opened of a dialect without a key.
-func (n *NodeState) notePrev(c *Connection) bool {
-	if !c.keyless() {
+// noteMark keeps an Opened or an end by takeover of a dialect without a key that came before the newest Opened: the newest MaxMarks of them.
+func (n *NodeState) noteMark(m Mark) bool {
+	i, ok := slices.BinarySearchFunc(n.Marks, m, compareMark)
+	if ok {
 		return false
 	}
-	cmp := compareStamp(c.OpenedMS, c.Order, n.PrevMS, n.PrevOrder)
-	if n.PrevMS != 0 && (cmp < 0 || cmp == 0 && c.Transport >= n.PrevTransport) {
+	if len(n.Marks) < MaxMarks {
+		n.Marks = slices.Insert(n.Marks, i, m)
+		return true
+	}
+	if i == 0 {
 		return false
 	}
-	n.PrevMS, n.PrevOrder, n.PrevTransport = c.OpenedMS, c.Order, c.Transport
+	copy(n.Marks, n.Marks[1:i])
+	n.Marks[i-1] = m
 	return true
+}
+
+// noteOther keeps the newest Opened without a key that is not known to be over TCP.
+func (n *NodeState) noteOther(c *Connection) {
+	if c.keyless() && c.Transport != "tcp" {
+		n.OtherMS = max(n.OtherMS, c.OpenedMS)
+	}
 }
 
 // noteEarlier keeps a connection with a unique key that is not the newest of its node, or what is news of it: the newest MaxEarlier of them.
@@ -158,7 +173,11 @@ func (n *NodeState) noteEarlier(c *Connection, end *Close, takeoverMS int64) {
 		n.Earlier[i].join(&x)
 		return
 	}
-	if len(n.Earlier) < MaxEarlier {
+	limit := MaxEarlier
+	if n.Skewed {
+		limit = MaxSkewed
+	}
+	if len(n.Earlier) < limit {
 		n.Earlier = slices.Insert(n.Earlier, i, x)
 		return
 	}
@@ -210,9 +229,22 @@ func (c *Connection) tied() bool { return c.Order == 0 && ProfileOf(c.Dialect).K
 
 // settle drops what the newest connection makes meaningless.
 func (n *NodeState) settle() {
-	n.Closes = slices.DeleteFunc(n.Closes, func(c Close) bool { return c.before(&n.Conn) })
+	n.Closes = slices.DeleteFunc(n.Closes, func(c Close) bool {
+		if !c.before(&n.Conn) {
+			return false
+		}
+		n.noteTakeover(&c)
+		return true
+	})
 	if n.PrunedMS != 0 && (&Close{ClosedMS: n.PrunedMS, Order: n.PrunedOrder}).before(&n.Conn) {
 		n.PrunedMS, n.PrunedOrder = 0, 0
+	}
+}
+
+// noteTakeover keeps the mark of a Closed that is dropped because it came before the newest Opened.
+func (n *NodeState) noteTakeover(c *Close) {
+	if c.Key == "" && c.Reason.Takeover() && ProfileOf(c.Dialect).Key == KeyNone {
+		n.noteMark(Mark{MS: c.ClosedMS, Order: c.Order, Takeover: true})
 	}
 }
 
@@ -242,6 +274,7 @@ func (s *State) applyClosed(f *Fact) Outcome {
 	}
 	n := s.node(f.Node, f.Dialect)
 	if n.Known && c.before(&n.Conn) {
+		n.noteTakeover(&c)
 		if c.Key != "" {
 			return Ghost
 		}
@@ -290,6 +323,7 @@ func (n *NodeState) hold(c *Close) Outcome {
 	}
 	cut := n.Closes[0]
 	n.Closes = slices.Delete(n.Closes, 0, 1)
+	n.noteTakeover(&cut)
 	if n.PrunedMS == 0 || compareCloseStamp(cut.ClosedMS, cut.Order, n.PrunedMS, n.PrunedOrder) > 0 {
 		n.PrunedMS, n.PrunedOrder = cut.ClosedMS, cut.Order
 	}
@@ -306,7 +340,7 @@ func (s *State) applyObserved(f *Fact) Outcome {
 	if f.QueryStartMS <= s.ForgottenMS {
 		return TooOld
 	}
-	o := Observation{Online: f.Online.Value, Node: f.Node, Key: f.Connection, QueryStartMS: f.QueryStartMS, QueryEndMS: f.QueryEndMS, Source: f.Source}
+	o := Observation{Online: f.Online.Value, Silent: ProfileOf(f.Dialect).SilentPersistent, Node: f.Node, Key: f.Connection, QueryStartMS: f.QueryStartMS, QueryEndMS: f.QueryEndMS, Source: f.Source}
 	i, ok := slices.BinarySearchFunc(s.Observed, o, func(a, b Observation) int { return compareObservation(&a, &b) })
 	if ok {
 		return Duplicate
@@ -353,10 +387,15 @@ func (n *NodeState) prune(floor int64) (empty bool) {
 	if n.Known && n.Conn.OpenedMS <= floor {
 		n.Known, n.Conn, n.Ended, n.End, n.TakeoverMS, n.UnorderedMS = false, Connection{}, false, Close{}, 0, 0
 	}
-	if n.PrevMS <= floor {
-		n.PrevMS, n.PrevOrder, n.PrevTransport = 0, 0, ""
+	if n.OtherMS <= floor {
+		n.OtherMS = 0
 	}
 	cut := 0
+	for cut < len(n.Marks) && n.Marks[cut].MS <= floor {
+		cut++
+	}
+	n.Marks = slices.Delete(n.Marks, 0, cut)
+	cut = 0
 	for cut < len(n.Earlier) && n.Earlier[cut].OpenedMS <= floor {
 		cut++
 	}

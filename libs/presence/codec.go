@@ -13,26 +13,27 @@ var ErrCorrupt = errors.New("corrupt presence state")
 // stateFormat is the first byte of an encoded state.
 //
 //	state    = format(1) uvarint(forgotten) uvarint(#nodes) node* uvarint(#observed) observed*
-//	node     = str(name) flags(1) [conn] [end] [uvarint(takeover)] [prev] [uvarint(#earlier) earlier*] uvarint(#closes) close*
+//	node     = str(name) flags(1) [conn] [end] [uvarint(takeover)] [uvarint(other) uvarint(#marks) mark*] [uvarint(#earlier) earlier*] uvarint(#closes) close*
 //	           [uvarint(pruned) uvarint(order)]
 //	conn     = dialect uvarint(opened) uvarint(order) key flags2(1) varint(received-opened) str(username) str(peer) str(transport)
 //	           protocol(1) [uvarint(keepalive)] [uvarint(expiry)]
+//	mark     = uvarint(time) uvarint(order) takeover(1)
 //	earlier  = uvarint(opened) uvarint(order) flags3(1) [key] [varint(received-opened)] [varint(closed-opened) uvarint(order) reason(1)]
 //	           [uvarint(takeover)]
 //	close    = dialect uvarint(closed) uvarint(order) str(key) reason(1) str(raw) varint(received-closed)
-//	observed = online(1) str(node) str(key) uvarint(start) uvarint(end) str(source)
+//	observed = flags4(1) str(node) str(key) uvarint(start) uvarint(end) str(source)
 //	dialect  = code(1), 0: followed by str
 //	str      = uvarint(length) bytes
 //
 // A key that is the opening time in decimal is a flag. Every value has one encoding, so equal states are equal bytes.
-const stateFormat = 1
+const stateFormat = 2
 
 const (
 	flagKnown = 1 << iota
 	flagEnded
 	flagTakeover
 	flagUnordered
-	flagPrev
+	flagMarks
 	flagPruned
 	flagEarlier
 	flagSkewed
@@ -70,7 +71,7 @@ func (s *State) Append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(s.Observed)))
 	for i := range s.Observed {
 		o := &s.Observed[i]
-		dst = append(dst, byte(boolInt(o.Online)))
+		dst = append(dst, byte(boolInt(o.Online)|boolInt(o.Silent)<<1))
 		dst = appendString(appendString(dst, o.Node), o.Key)
 		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(o.QueryStartMS)), uint64(o.QueryEndMS))
 		dst = appendString(dst, o.Source)
@@ -85,7 +86,7 @@ func (n *NodeState) append(dst []byte) []byte {
 		on  bool
 		bit byte
 	}{{n.Known, flagKnown}, {n.Ended, flagEnded}, {n.TakeoverMS != 0, flagTakeover}, {n.UnorderedMS != 0, flagUnordered},
-		{n.PrevMS != 0, flagPrev}, {n.PrunedMS != 0, flagPruned}, {len(n.Earlier) > 0, flagEarlier}, {n.Skewed, flagSkewed}} {
+		{n.OtherMS != 0 || len(n.Marks) > 0, flagMarks}, {n.PrunedMS != 0, flagPruned}, {len(n.Earlier) > 0, flagEarlier}, {n.Skewed, flagSkewed}} {
 		if f.on {
 			flags |= f.bit
 		}
@@ -100,9 +101,11 @@ func (n *NodeState) append(dst []byte) []byte {
 	if n.TakeoverMS != 0 {
 		dst = binary.AppendUvarint(dst, uint64(n.TakeoverMS))
 	}
-	if n.PrevMS != 0 {
-		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(n.PrevMS)), uint64(n.PrevOrder))
-		dst = appendString(dst, n.PrevTransport)
+	if n.OtherMS != 0 || len(n.Marks) > 0 {
+		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(n.OtherMS)), uint64(len(n.Marks)))
+		for _, m := range n.Marks {
+			dst = append(binary.AppendUvarint(binary.AppendUvarint(dst, uint64(m.MS)), uint64(m.Order)), byte(boolInt(m.Takeover)))
+		}
 	}
 	if len(n.Earlier) > 0 {
 		dst = binary.AppendUvarint(dst, uint64(len(n.Earlier)))
@@ -219,7 +222,8 @@ func DecodeState(b []byte) (State, error) {
 	if n := r.count(); n > 0 {
 		s.Observed = make([]Observation, n)
 		for i := range s.Observed {
-			s.Observed[i] = Observation{Online: r.byte() == 1, Node: r.string(), Key: r.string(), QueryStartMS: r.int(), QueryEndMS: r.int(), Source: r.string()}
+			flags := r.byte()
+			s.Observed[i] = Observation{Online: flags&1 != 0, Silent: flags&2 != 0, Node: r.string(), Key: r.string(), QueryStartMS: r.int(), QueryEndMS: r.int(), Source: r.string()}
 		}
 	}
 	if r.bad || len(r.b) != 0 {
@@ -315,8 +319,14 @@ func (r *reader) node(n *NodeState) {
 	if flags&flagUnordered != 0 {
 		n.UnorderedMS = n.Conn.OpenedMS
 	}
-	if flags&flagPrev != 0 {
-		n.PrevMS, n.PrevOrder, n.PrevTransport = r.int(), uint32(r.uvarint()), r.string()
+	if flags&flagMarks != 0 {
+		n.OtherMS = r.int()
+		if c := r.count(); c > 0 {
+			n.Marks = make([]Mark, c)
+			for i := range n.Marks {
+				n.Marks[i] = Mark{MS: r.int(), Order: uint32(r.uvarint()), Takeover: r.byte() == 1}
+			}
+		}
 	}
 	if flags&flagEarlier != 0 {
 		c := r.count()

@@ -148,6 +148,9 @@ func normal(n NodeState) NodeState {
 	if len(n.Closes) == 0 {
 		n.Closes = nil
 	}
+	if len(n.Marks) == 0 {
+		n.Marks = nil
+	}
 	if len(n.Earlier) == 0 {
 		n.Earlier = nil
 	}

@@ -79,14 +79,16 @@ func (n *Node) Silent() bool { return n.SilentMS > n.AliveMS }
 
 // setBackOver reports whether the node's clock was set back over a time, so that its stamps may be older than they look.
 func (n *Node) setBackOver(ms int64) bool {
-	return n != nil && n.SetBackToMS < ms && ms <= n.SetBackFromMS
+	return n != nil && n.SetBackFromMS != 0 && n.SetBackToMS <= ms && ms <= n.SetBackFromMS
 }
 
-func (n *Node) floorMS() int64 {
-	if n == nil {
-		return 0
+// unheard reports whether events of the node may be lost because it was silent, though the cluster still has it on its list: until it has a newer
+// generation or, at syncedMS, a finished sweep has made up for it.
+func (n *Node) unheard(syncedMS int64) bool {
+	if n.SilentMS == 0 || n.Gone() || n.StartedReceivedMS > n.SilentMS {
+		return false
 	}
-	return n.StartedMS
+	return n.Silent() || syncedMS < n.SilentMS
 }
 
 // Cluster is the small table of nodes and feeds of one MQTT broker cluster. The zero value is ready for use.
@@ -171,6 +173,9 @@ func (c *Cluster) FeedComplete() bool {
 	if len(c.Nodes) == 0 {
 		return false
 	}
+	if _, _, unheard := c.unheard(); unheard {
+		return false
+	}
 	for _, f := range c.Feeds {
 		since := max(f.CompleteSinceMS, f.DroppedToMS)
 		if f.CompleteSinceMS != 0 && (f.ResyncedMS >= since || c.startedSince(since)) {
@@ -180,25 +185,58 @@ func (c *Cluster) FeedComplete() bool {
 	return false
 }
 
-// FeedGap returns the interruption that makes answers stale, on the bridge's clock: every bridge has one, or lost facts, and neither a
-// finished sweep nor a newer generation of every node has healed it. toMS is 0 while it lasts.
+// unheard returns when events of a node that was silent may have been lost. toMS is 0 while it is silent.
+func (c *Cluster) unheard() (fromMS, toMS int64, open bool) {
+	var syncedMS int64
+	for _, f := range c.Feeds {
+		syncedMS = max(syncedMS, f.ResyncedMS)
+	}
+	for _, n := range c.Nodes {
+		if !n.unheard(syncedMS) {
+			continue
+		}
+		to := n.AliveMS
+		if n.Silent() {
+			to = 0
+		}
+		fromMS, toMS = widen(fromMS, toMS, n.SilentMS, to, open)
+		open = true
+	}
+	return fromMS, toMS, open
+}
+
+// widen returns the interval that holds two, whose ends are 0 while they last; the first is none unless has is true.
+func widen(from, to, from2, to2 int64, has bool) (int64, int64) {
+	switch {
+	case !has:
+		return from2, to2
+	case to == 0 || to2 == 0:
+		return min(from, from2), 0
+	}
+	return min(from, from2), max(to, to2)
+}
+
+// FeedGap returns the interruption that makes answers stale, on the bridge's clock: every bridge has one, or lost facts, or a node that the cluster
+// still has on its list was silent (L4); and neither a finished sweep nor newer generations have healed it. toMS is 0 while it lasts.
 func (c *Cluster) FeedGap() (fromMS, toMS int64, open bool) {
+	whole := false
 	for _, f := range c.Feeds {
 		from, to := f.GapFromMS, f.GapToMS
 		if f.DroppedToMS > to && (from == 0 || to != 0) {
 			from, to = max(from, f.DroppedFromMS), f.DroppedToMS
 		}
 		if from == 0 || to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) {
-			return 0, 0, false
+			whole = true
+			break
 		}
-		switch {
-		case !open:
-			fromMS, toMS = from, to
-		case to == 0 || toMS == 0:
-			fromMS, toMS = min(fromMS, from), 0
-		default:
-			fromMS, toMS = min(fromMS, from), max(toMS, to)
-		}
+		fromMS, toMS = widen(fromMS, toMS, from, to, open)
+		open = true
+	}
+	if whole {
+		fromMS, toMS, open = 0, 0, false
+	}
+	if from, to, unheard := c.unheard(); unheard {
+		fromMS, toMS = widen(fromMS, toMS, from, to, open)
 		open = true
 	}
 	return fromMS, toMS, open

@@ -20,6 +20,8 @@ type Profile struct {
 	Certain ReasonSet
 	// CertainOverTCP are the reasons that are certain as long as neither the connection nor the one before it may be a WebSocket.
 	CertainOverTCP ReasonSet
+	// Stranger are the reasons that the refused CONNECT of somebody else with the client's ID may have (H4).
+	Stranger ReasonSet
 	// SilentPersistent: a connection that is not known to have clean start may end without a Closed (H6), so that nothing but a query can
 	// tell whether it is still open.
 	SilentPersistent bool
@@ -94,7 +96,10 @@ func ProfileOf(dialect string) Profile {
 			CertainOverTCP: Reasons(ReasonConnectionLost, ReasonKeepAliveTimeout),
 		}
 	case DialectMosquitto21:
-		return Profile{Key: KeyReusable, ClosedOnTakeover: true, OrderedFeed: true}
+		return Profile{
+			Key: KeyReusable, ClosedOnTakeover: true, OrderedFeed: true,
+			Stranger: ^Reasons(ReasonNormal, ReasonKeepAliveTimeout, ReasonKicked, ReasonTakenOver, ReasonDiscarded, ReasonSessionExpired),
+		}
 	case DialectMosquittoPlugin:
 		return Profile{Key: KeyNone, ClosedOnTakeover: true, SilentPersistent: true}
 	case DialectNanoMQ:

@@ -9,6 +9,8 @@ import (
 const (
 	MaxCloses       = 16                  // Closed kept per node that may concern a later connection
 	MaxEarlier      = 4                   // connections with a unique key kept per node besides the newest
+	MaxSkewed       = 16                  // the same, where stamps are not of one clock
+	MaxMarks        = 6                   // Opened and takeovers before the newest Opened kept per node of a dialect without a key
 	MaxObservations = 4                   // Observed kept per client
 	MaxAgeMS        = 24 * 60 * 60 * 1000 // a node's facts older than the client's newest Opened by more are dropped
 )
@@ -58,9 +60,17 @@ type Earlier struct {
 	TakeoverMS int64 // latest Closed by takeover, 0 if there was none
 }
 
+// Mark is an Opened or an end by takeover that came before the newest Opened, in a dialect without a key.
+type Mark struct {
+	MS       int64
+	Order    uint32
+	Takeover bool
+}
+
 // Observation is an Observed as the state keeps it.
 type Observation struct {
 	Online       bool
+	Silent       bool // of a dialect whose connections may end without a Closed: what it says holds for its moment
 	Node         string
 	Key          string
 	QueryStartMS int64
@@ -81,10 +91,10 @@ type NodeState struct {
 	// UnorderedMS equals Conn.OpenedMS if an Opened with that stamp had no order, so that closes with the stamp decide nothing, or if another
 	// with a reusable key had the same; else 0.
 	UnorderedMS int64
-	// PrevMS, PrevOrder and PrevTransport are of the second newest Opened; kept for dialects without a key only.
-	PrevMS        int64
-	PrevOrder     uint32
-	PrevTransport string
+	// OtherMS is the newest Opened of a dialect without a key that is not known to be over TCP; 0 if there was none.
+	OtherMS int64
+	// Marks are the newest below Conn, of a dialect without a key; ascending.
+	Marks []Mark
 	// Earlier are the newest connections with a unique key below Conn; ascending.
 	Earlier []Earlier
 	// Closes are the newest Closed that may end Conn or concern a later connection; ascending.
@@ -164,6 +174,13 @@ func compareEarlier(a, b *Earlier) int {
 	return cmpString(a.Key, b.Key)
 }
 
+func compareMark(a, b Mark) int {
+	if c := compareStamp(a.MS, a.Order, b.MS, b.Order); c != 0 {
+		return c
+	}
+	return boolInt(a.Takeover) - boolInt(b.Takeover)
+}
+
 // compareClose orders closes of one node; zero only for closes that differ in nothing but their reception.
 func compareClose(a, b *Close) int {
 	if c := compareCloseStamp(a.ClosedMS, a.Order, b.ClosedMS, b.Order); c != 0 {
@@ -183,6 +200,7 @@ func compareClose(a, b *Close) int {
 
 func compareObservation(a, b *Observation) int {
 	for _, c := range []int{cmpInt(a.QueryStartMS, b.QueryStartMS), cmpInt(a.QueryEndMS, b.QueryEndMS), boolInt(a.Online) - boolInt(b.Online),
+		boolInt(a.Silent) - boolInt(b.Silent),
 		cmpString(a.Node, b.Node), cmpString(a.Key, b.Key)} {
 		if c != 0 {
 			return c

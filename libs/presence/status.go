@@ -102,6 +102,9 @@ func Status(s *State, c *Cluster, allowanceMS int64) Verdict {
 	ends := make([]end, 0, 4)
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
+		if n.strangersOnly() {
+			continue
+		}
 		e := n.ending(c.node(n.Node))
 		s.observe(&e)
 		ends = append(ends, e)
@@ -150,6 +153,9 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 	}
 	l := &ends[live]
 	if live == last {
+		if !l.profile.ClosedOnTakeover && l.rivalled(ends, allowanceMS) {
+			return l.verdict(Unknown, Online, OrderUndecided, l.conn.OpenedMS), true
+		}
 		return l.openVerdict(), true
 	}
 	// A connection without an end, and a newer one, elsewhere, that ended.
@@ -170,6 +176,22 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 		v.Reason = ConnectionSuperseded
 	}
 	return v, true
+}
+
+// rivalled reports whether a connection of another node, opened within the allowance before this one and over, may have been the newer: then
+// this one was superseded, without a word.
+func (e *end) rivalled(ends []end, allowanceMS int64) bool {
+	for i := range ends {
+		o := &ends[i]
+		if o == e || !o.node.Known || o.state != ended && o.state != restarted && o.state != denied {
+			continue
+		}
+		over := o.state == ended && o.sinceMS < e.conn.OpenedMS-allowanceMS
+		if !over && e.conn.OpenedMS-o.conn.OpenedMS <= allowanceMS {
+			return true
+		}
+	}
+	return false
 }
 
 // doubtful reports whether the end of the newest connection cannot be told by the facts.
@@ -270,16 +292,19 @@ func (n *NodeState) ending(t *Node) end {
 	if e.state == ended && e.profile.Key == KeyReusable && n.UnorderedMS != 0 {
 		e.state, e.belief = undecided, Online
 	}
-	if e.state != ended && e.takeover < t.floorMS() && n.diedWith(&e) {
+	if n.generationEnds(&e) {
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
 	}
 	return e
 }
 
-// diedWith reports whether a newer generation of the node ended the connection (L6): it opened before that began, by the node's clock or, as
+// generationEnds reports whether a newer generation of the node ended the connection (L6): it opened before that began, by the node's clock or, as
 // that may have been set, by the bridge's. If no Opened is known, what was open opened before the newest Closed.
-func (n *NodeState) diedWith(e *end) bool {
+func (n *NodeState) generationEnds(e *end) bool {
 	t := e.nodeTable
+	if t == nil || t.StartedMS == 0 || e.state == ended || e.takeover >= t.StartedMS {
+		return false
+	}
 	if !n.Known {
 		return len(n.Closes) == 0 || n.Closes[len(n.Closes)-1].ClosedMS < t.StartedMS
 	}
@@ -291,7 +316,8 @@ func (n *NodeState) diedWith(e *end) bool {
 		return false
 	}
 	// After the boot the clock was set back: a stamp below the boot's may be of after it.
-	return !received || !t.setBackOver(e.conn.OpenedMS) && !t.setBackOver(t.StartedMS) || e.conn.ReceivedMS <= t.StartedReceivedMS+SettleMS
+	setBack := t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS)
+	return !setBack || !received || e.conn.ReceivedMS < t.StartedReceivedMS
 }
 
 // reconsider looks whether the newest connection by stamp is the current one where stamps do not tell: within the skew of a node that hides many
@@ -313,11 +339,17 @@ func (n *NodeState) reconsider(e *end) {
 			closed = x
 		}
 	}
+	full := n.Skewed && (n.PrunedMS != 0 || len(n.Earlier) == MaxSkewed && n.Earlier[0].OpenedMS >= n.Conn.OpenedMS-e.profile.SkewMS)
 	switch {
 	case n.Skewed && last != nil && n.Conn.Order != 0:
 		// The broker numbers the connections of a client.
 		n.become(e, last)
+		if full {
+			e.state = pruned
+		}
 	case e.state != ended:
+	case full:
+		e.state = pruned
 	case alive == nil:
 		// Of several that ended, the last is one that was not taken over.
 		if e.takeover != 0 && closed != nil {
@@ -379,34 +411,61 @@ func (n *NodeState) afterSetBack(e *end) {
 			alive = x
 		}
 	}
-	full := len(n.Earlier) == MaxEarlier && n.Earlier[0].OpenedMS > e.nodeTable.SetBackToMS
+	full := len(n.Earlier) == MaxEarlier && n.Earlier[0].OpenedMS >= e.nodeTable.SetBackToMS
+	over := e.state == ended
+	died := !over && n.generationEnds(e)
 	switch {
 	case !e.profile.NamesOpening:
-		if e.state == ended || !e.profile.ClosedOnTakeover {
-			e.belief = Online
-			if e.state == ended {
-				e.belief = Offline
-			}
-			e.state = undecided
-		}
-	case e.profile.ClosedOnTakeover && e.state != ended:
+		e.undecide(over)
+	case died && last != nil && last.ReceivedMS >= e.nodeTable.StartedReceivedMS:
+		n.become(e, last)
+	case died:
+	case e.profile.ClosedOnTakeover && !over:
 		// Had another one followed, this one would have been taken over.
 	case e.profile.ClosedOnTakeover && alive != nil:
 		n.become(e, alive)
 	case full:
 		e.state = pruned
 	case last == nil:
-	case e.profile.ClosedOnTakeover || last.Ended == (e.state == ended):
+	case e.profile.ClosedOnTakeover && last.TakeoverMS == 0:
+		n.become(e, last)
+	case e.profile.ClosedOnTakeover:
+		// Of several that ended, the last is one that was not taken over.
+		for i := range n.Earlier {
+			if x := &n.Earlier[i]; e.takeover != 0 && x.Ended && x.TakeoverMS == 0 {
+				n.become(e, x)
+			}
+		}
+	case last.Ended == over:
 		n.become(e, last)
 	default:
 		// Without a Closed for a takeover, all hangs on which came last, and a delay may have turned that around.
 		n.become(e, last)
-		e.belief = Online
-		if e.state == ended {
-			e.belief = Offline
-		}
-		e.state = undecided
+		e.undecide(last.Ended)
 	}
+}
+
+// undecide notes that the stamps do not tell how the connection stands.
+func (e *end) undecide(over bool) {
+	e.state, e.belief = undecided, Online
+	if over {
+		e.belief = Offline
+	}
+}
+
+// strangersOnly reports whether all that is known of a node are closes with keys that no connection is known to have had, and for reasons that a
+// stranger can cause: they prove nothing.
+func (n *NodeState) strangersOnly() bool {
+	if n.Known || len(n.Closes) == 0 {
+		return false
+	}
+	for i := range n.Closes {
+		c := &n.Closes[i]
+		if c.Key == "" || !ProfileOf(c.Dialect).Stranger.Has(c.Reason) {
+			return false
+		}
+	}
+	return true
 }
 
 // keyedEnding looks for the connection's Closed among those that carry a key but no opening time.
@@ -429,7 +488,7 @@ func (n *NodeState) keyedEnding(e *end) {
 			}
 		case c.Key == "" && c.Reason.Takeover():
 			takeover = c
-		case c.Key == "" && doubt == nil:
+		case c.Key == "":
 			doubt = c
 		}
 	}
@@ -439,6 +498,8 @@ func (n *NodeState) keyedEnding(e *end) {
 	switch {
 	case n.PrunedMS != 0:
 		e.state, e.sinceMS = pruned, n.PrunedMS
+	case doubt != nil && (takeover == nil || compareClose(takeover, doubt) < 0):
+		e.doubt(doubt)
 	case takeover != nil && takeover.after(&n.Conn):
 		e.state, e.takeover, e.sinceMS = replaced, takeover.ClosedMS, takeover.ClosedMS
 	case doubt != nil:
@@ -467,7 +528,7 @@ func (e *end) doubt(c *Close) {
 // unkeyedEnding decides what closes that name no connection mean for the newest one (L2, L4).
 func (n *NodeState) unkeyedEnding(e *end) {
 	certain := e.profile.Certain
-	if (!n.Known || n.Conn.Transport == "tcp") && (n.PrevMS == 0 || n.PrevTransport == "tcp") {
+	if !n.lateLinePending() {
 		certain |= e.profile.CertainOverTCP
 	}
 	var doubt, tie, takeover *Close
@@ -508,6 +569,21 @@ func (n *NodeState) unkeyedEnding(e *end) {
 	}
 }
 
+// lateLinePending reports whether the end of a connection that was taken over may still come: any connection before the newest was not over TCP, or
+// was taken over without having been seen (H3).
+func (n *NodeState) lateLinePending() bool {
+	if n.OtherMS != 0 {
+		return true
+	}
+	for i, m := range n.Marks {
+		// What was there before the oldest mark is known only if the set is not full.
+		if m.Takeover && (i > 0 && n.Marks[i-1].Takeover || i == 0 && len(n.Marks) < MaxMarks) {
+			return true
+		}
+	}
+	return false
+}
+
 // observe weighs the broker's answers against one connection (L5): it counts if the connection's Opened was received at least the settle time
 // before the query began. An answer that the client is offline, or online with another connection, ends it; one that names it takes
 // away doubts about a Closed from before.
@@ -545,11 +621,23 @@ func (s *State) seenOnline(ends []end) *Observation {
 		if e.node.Known && e.conn.Seen && e.conn.ReceivedMS > o.QueryStartMS-SettleMS {
 			return nil
 		}
-		if o.Key != "" && e.node.hasClosed(o.Key) || o.Key == "" && e.receivedMS > o.QueryStartMS-SettleMS {
+		if o.Key != "" && e.node.hasClosed(o.Key) || o.Key == "" && e.node.closedReceivedMS() > o.QueryStartMS-SettleMS {
 			return nil
 		}
 	}
 	return o
+}
+
+// closedReceivedMS is when the latest Closed that concerns the newest connection, or a later one, was received.
+func (n *NodeState) closedReceivedMS() int64 {
+	var ms int64
+	if n.Known && n.Ended {
+		ms = n.End.ReceivedMS
+	}
+	for i := range n.Closes {
+		ms = max(ms, n.Closes[i].ReceivedMS)
+	}
+	return ms
 }
 
 // hasClosed reports whether a connection of the node is known to have ended by its key.
@@ -566,6 +654,9 @@ func (c *Cluster) observedOnline(o *Observation, v Verdict) Verdict {
 		v.Conn, v.Node = &Connection{Key: o.Key}, o.Node
 	}
 	v.Status, v.Belief, v.Reason, v.SinceMS, v.Close, v.Raw = Online, Online, BrokerObserved, o.QueryStartMS, ReasonUnknown, ""
+	if o.Silent && (v.Conn == nil || !v.Conn.CleanStart.Value) {
+		v.Status, v.Reason = Unknown, CloseAmbiguous
+	}
 	t := c.node(o.Node)
 	switch {
 	case o.Node == "" && c.restartedSince(o.QueryStartMS):
