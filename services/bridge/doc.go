@@ -21,6 +21,9 @@
 //     After a crash the gap begins at the last Feed fact.
 //   - A new generation of a node is asserted once its uptime became smaller, or its boot lies after its previous heartbeat by both
 //     clocks. A clock that was set, a late delivery and a retained copy are not a new generation.
+//   - A node is asserted to be silent once three of its heartbeats stay away while the subscription stands and has stood for that long: an outage
+//     of the bridge is never a node's silence. That a node's clock was set back is asserted with its heartbeats, once two of them tell it.
+//   - The clients of a gateway are a cluster of their own, with the nodes and the feed of the cluster that they came with.
 //
 // # Limits
 //
