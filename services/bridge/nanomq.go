@@ -268,7 +268,7 @@ func nanomqID(text, status string) (string, *unreadable) {
 	rest = strings.TrimLeft(rest, ", ")
 	// Offline events before 0.24 end with the client ID.
 	follows := strings.HasPrefix(rest, next) || status == "offline" && strings.HasPrefix(rest, "}") && !strings.Contains(text, next)
-	if !follows || strings.Count(text, `"client_id"`) != 1 || strings.Count(text, next) > 1 {
+	if !follows || strings.Count(text, next) > 1 {
 		return "", &unreadable{deadUnescaped, "the client ID, or the user name, looks like the fields around it, and the topic has no client ID"}
 	}
 	return id, nil

@@ -81,11 +81,11 @@ func FuzzNanoMQ(f *testing.F) {
 			f.Add(s, s, uint8(0x8e), uint8(1), true, old)
 		}
 	}
-	f.Fuzz(func(t *testing.T, username, clientID string, code, cleanStart uint8, offline, old bool) {
-		if strings.ContainsRune(username+clientID, 0) {
+	f.Fuzz(func(t *testing.T, user, clientID string, code, cleanStart uint8, offline, old bool) {
+		if strings.ContainsRune(user+clientID, 0) {
 			return // NanoMQ's strings end there, and MQTT forbids it
 		}
-		e := nanomqEvent{username: username, clientID: clientID, code: code, ts: receivedMS - 1000, cleanStart: cleanStart & 1, offline: offline, old: old}
+		e := nanomqEvent{username: user, clientID: clientID, code: code, ts: receivedMS - 1000, cleanStart: cleanStart & 1, offline: offline, old: old}
 		m := e.message()
 		d := &nanomqDecoder{cluster: "default"}
 		result := read(d, m)
@@ -103,6 +103,8 @@ func FuzzNanoMQ(f *testing.F) {
 				t.Fatalf("client %q came out as %q\n%s", clientID, fact.ClientID, m.payload)
 			case cut && fact.CleanStart.Valid, cut && fact.TimeMS > receivedMS+nanomqAheadMS:
 				t.Fatalf("a cut event claims %+v\n%s", fact, m.payload)
+			case !cut && fact.Username != username(strings.ToValidUTF8(user, replacement)):
+				t.Fatalf("user name %q came out as %q\n%s", user, fact.Username, m.payload)
 			case !cut && fact.TimeMS != e.ts:
 				t.Fatalf("the event of %d is stamped %d\n%s", e.ts, fact.TimeMS, m.payload)
 			case !cut && !offline && fact.CleanStart != presence.Some(e.cleanStart == 1):
