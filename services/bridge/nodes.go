@@ -80,7 +80,9 @@ func (n *nodes) node(name string) *node {
 // recall takes a node fact that is already in the log.
 func (n *nodes) recall(f *presence.NodeFact) {
 	m := n.node(f.Node)
-	m.latest[f.Kind] = *f
+	if f.ReceivedMS >= m.latest[f.Kind].ReceivedMS {
+		m.latest[f.Kind] = *f
+	}
 	switch f.Kind {
 	case presence.NodeAlive, presence.NodeStarted:
 		m.known = true
