@@ -621,7 +621,7 @@ func (s *State) seenOnline(ends []end) *Observation {
 		if e.node.Known && e.conn.Seen && e.conn.ReceivedMS > o.QueryStartMS-SettleMS {
 			return nil
 		}
-		if o.Key != "" && e.node.hasClosed(o.Key) || o.Key == "" && e.node.closedReceivedMS() > o.QueryStartMS-SettleMS {
+		if o.Key != "" && e.node.hasClosed(o.Key, o.QueryStartMS-SettleMS) || o.Key == "" && e.node.closedReceivedMS() > o.QueryStartMS-SettleMS {
 			return nil
 		}
 	}
@@ -640,10 +640,14 @@ func (n *NodeState) closedReceivedMS() int64 {
 	return ms
 }
 
-// hasClosed reports whether a connection of the node is known to have ended by its key.
-func (n *NodeState) hasClosed(key string) bool {
-	return n.Known && n.Ended && n.Conn.Key == key ||
-		slices.ContainsFunc(n.Closes, func(c Close) bool { return c.Key == key }) ||
+// hasClosed reports whether a connection of the node is known to have ended by its key; if keys come again, only what was received after sinceMS
+// tells so.
+func (n *NodeState) hasClosed(key string, sinceMS int64) bool {
+	closed := func(c *Close) bool {
+		return c.Key == key && (ProfileOf(c.Dialect).Key == KeyUnique || c.ReceivedMS > sinceMS)
+	}
+	return n.Known && n.Ended && closed(&n.End) ||
+		slices.ContainsFunc(n.Closes, func(c Close) bool { return closed(&c) }) ||
 		slices.ContainsFunc(n.Earlier, func(x Earlier) bool { return x.Key == key && x.Ended })
 }
 
