@@ -241,8 +241,14 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 		return nil
 	}
 	m := n.node(s.node)
-	if s.paired && (m.stale(s) || s.clockMS == 0 && m.clockMS != 0) {
-		// Without the clock that the node always tells, an uptime of unknown age proves nothing.
+	if s.paired && m.stale(s) {
+		return nil
+	}
+	if s.paired && s.clockMS == 0 && m.clockMS != 0 {
+		// Without the clock that the node always tells, an uptime of unknown age proves nothing about generations. But the node speaks.
+		if !m.silent {
+			m.heardMS = receivedMS
+		}
 		return nil
 	}
 	sentMS := receivedMS

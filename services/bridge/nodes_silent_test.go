@@ -97,6 +97,18 @@ func TestSilenceByDialect(t *testing.T) {
 	}
 }
 
+// TestHalfAHeartbeatIsNoSilence has the clocks of all heartbeats get lost.
+func TestHalfAHeartbeatIsNoSilence(t *testing.T) {
+	n := loaded()
+	n.subscribed(t0)
+	emqxBeat(n, 100, 0)
+	for s := int64(30); s <= 300; s += 30 {
+		wantSilent(t, "uptimes alone", silence(n, s-29, s), "", 0)
+		n.apply(&signal{kind: signalUptime, dialect: presence.DialectEMQX, node: "n1", ms: (100 + s) * 1000, paired: true}, t0+s*1000)
+	}
+	wantSilent(t, "nothing", silence(n, 301, 500), "n1@emqx", 391)
+}
+
 // TestRareHeartbeats has a broker that is configured to send them every five minutes, and one of them lost.
 func TestRareHeartbeats(t *testing.T) {
 	n := loaded()
