@@ -15,15 +15,16 @@ func (b *Broker) opened(c *conn, cl *mqtt.Client, pk packets.Packet) {
 	c.client, c.entry, c.turn = cl, e, true
 	now := b.clock.nowMS()
 	if old := e.live; old != nil {
+		left := old.left.Load()
 		reason := reasonTakenOver
 		switch {
-		case old.left.Load():
+		case left:
 			// It has ended by itself, and mochi is not done with it yet.
 			reason = reasonOf(packets.CodeDisconnect, old.sent)
 		case pk.Connect.Clean:
 			reason = reasonDiscarded
 		}
-		if b.cfg.LateDisconnects {
+		if b.cfg.LateDisconnects && !left {
 			old.late = reason
 		} else {
 			b.disconnected(old, reason, now)
