@@ -147,6 +147,7 @@ func (b *bridge) overrun(forMS int64) {
 	s := b.sim
 	fromMS := b.now()
 	b.dropUntilMS = fromMS + forMS
+	s.quietMS = max(s.quietMS, s.nowMS+forMS+presence.SettleMS+maxDelayMS)
 	for i := range s.h.Deliveries {
 		if d := &s.h.Deliveries[i]; d.Event != nil && d.Bridge == b.index && !d.held && d.ReceivedMS >= fromMS && d.ReceivedMS < b.dropUntilMS {
 			b.drop(d)
@@ -162,7 +163,6 @@ func (b *bridge) overrun(forMS int64) {
 			b.before.CompleteSinceMS = b.now()
 		}
 		b.assert()
-		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS+maxDelayMS)
 	})
 }
 

@@ -3,9 +3,11 @@ package simulator
 import (
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 )
 
 var soak = flag.Duration("soak", 0, "TestSoak makes histories from new seeds for so long")
@@ -72,12 +74,25 @@ func checkSeed(setup *Setup, mode Mode, seed uint64, c *counts) string {
 	p := NewPlan(setup, mode, seed)
 	r := fold(Run(p))
 	if broken := unexplained(r, c); len(broken) > 0 {
-		small := Shrink(p, func(q *Plan) bool { return len(unexplained(fold(Run(q)), nil)) > 0 })
+		// What is left breaks the same law in the same way.
+		same := func(problem string) bool { return kind(problem) == kind(broken[0]) }
+		small := Shrink(p, func(q *Plan) bool { return slices.ContainsFunc(unexplained(fold(Run(q)), nil), same) })
 		r := fold(Run(small))
 		return fmt.Sprintf("%s, shrunk from seed %d:\n%s\n%s", broken[0], seed, strings.Join(unexplained(r, nil), "\n"), r.h)
 	}
 	c.add(r)
 	return ""
+}
+
+// kind returns a problem without what differs between clients and nodes.
+func kind(problem string) string {
+	first, _, _ := strings.Cut(problem, "\n")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return -1
+		}
+		return r
+	}, first)
 }
 
 func unexplained(r *run, c *counts) []string {
