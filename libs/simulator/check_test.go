@@ -17,7 +17,7 @@ type run struct {
 	verdicts []presence.Verdict
 	gap      bool   // the feed has a gap that nothing has healed
 	seen     []bool // a connection of the client was told of, and not forgotten
-	asked    []bool // an answer of a query was asserted
+	asked    []bool // a query asked for the client
 	problems []string
 }
 
@@ -37,10 +37,10 @@ func fold(h *History) *run {
 			r.node(&d.Node)
 		case d.IsFact:
 			s := &r.states[d.Client]
-			if d.Query && agrees(presence.Status(s, &r.cluster, allowanceMS), &d.Fact) {
+			r.asked[d.Client] = r.asked[d.Client] || d.Query
+			if d.Query && r.agrees(s, &d.Fact) {
 				continue
 			}
-			r.asked[d.Client] = r.asked[d.Client] || d.Query
 			outcome := s.Apply(&d.Fact)
 			switch {
 			case d.Fact.Kind == presence.Forgotten:
@@ -58,10 +58,19 @@ func fold(h *History) *run {
 	return r
 }
 
-// agrees reports whether the status says what the answer of a query says, down to the connection as far as the answer names it.
-func agrees(v presence.Verdict, f *presence.Fact) bool {
+// agrees reports whether the state says what the answer of a query says: the same status, and no connection without end but the one that
+// the answer names, as far as it names one.
+func (r *run) agrees(s *presence.State, f *presence.Fact) bool {
+	v := presence.Status(s, &r.cluster, allowanceMS)
 	if !f.Online.Value || v.Status != presence.Online {
 		return v.Status == presence.Offline && !f.Online.Value
+	}
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		named := (f.Node == "" || f.Node == n.Node) && (f.Connection == "" || f.Connection == n.Conn.Key)
+		if n.Known && !n.Ended && !named {
+			return false
+		}
 	}
 	return (f.Node == "" || f.Node == v.Node) && (f.Connection == "" || v.Conn != nil && f.Connection == v.Conn.Key)
 }
@@ -116,6 +125,7 @@ func (r *run) right(i int) {
 	}
 	if v.Status != presence.Unknown && !r.gap && online != c.Online {
 		r.problem("c%d is %s (%s), the truth is %s", i, v.Status, v.Reason, truth(c.Online))
+		return
 	}
 	if !e.exact || r.h.Plan.Mode != Exact && r.h.Plan.Mode != Clocks || c.Collided || !r.seen[i] || r.h.Plan.Mode == Clocks && !e.exactClocks {
 		return

@@ -47,21 +47,17 @@ type node struct {
 	cutOff  bool  // its events and heartbeats do not reach the bridges
 	hushMS  int64 // its heartbeats do not come until then
 
-	lineMS int64 // the latest stamp in whole seconds, for the plan's own use
-
 	// What the bridges know of it.
-	seenGen       int
-	beatenMS      int64
-	silent, gone  bool
-	missed        bool // something was lost since it fell silent
-	wasSetBack    bool
-	setBack       bool // its clock was set back, which the next heartbeat shows
-	backFromMS    int64
-	backToMS      int64
-	backAtMS      int64 // true time
-	shownFromMS   int64
-	shownToMS     int64
-	beatScheduled bool
+	seenGen      int
+	beatenMS     int64
+	silent, gone bool
+	wasSetBack   bool
+	setBack      bool // its clock was set back, which the next heartbeat shows
+	backFromMS   int64
+	backToMS     int64
+	backAtMS     int64 // true time
+	shownFromMS  int64
+	shownToMS    int64
 }
 
 type client struct {

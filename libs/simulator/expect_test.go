@@ -55,6 +55,7 @@ var openFindings = []finding{
 	{"F14b: takeover within the window of a step", []string{"emqx/clocks"}, "is unknown (successor_unseen)"},
 	{"F17b: equal receptions within a step", []string{"emqx-4.3/clocks", "emqx-5.0/clocks", "emqx-4.3-flagged/clocks", "emqx-mixed/clocks"}, "is offline (closed), the truth is online"},
 	{"F18b: successor of a takeover within the allowance", []string{"emqx/", "emqx-mixed/", "emqx-4.3-flagged/", "tdmq-keyed/"}, "is offline (closed), the truth is online"},
+	{"F16b: answer that names a node against the Closed on another", []string{"emqx-4", "emqx-5.0/", "emqx-mixed/"}, "is offline (closed), the truth is online"},
 	{"F19: end of a connection never seen to open", []string{"aws/", "tdmq-keyed/lossy", "custom"}, "is online (connected), the truth is offline"},
 }
 

@@ -30,9 +30,7 @@ var HazardNames = [NumHazards + 1]string{1: "duplicate", 2: "reorder across node
 // findHazards finds those hazards that are a matter of what arrived when.
 func (h *History) findHazards() {
 	type seen struct {
-		last, newest   *Event // of all; of the connects
-		lastByNode     map[string]*Event
-		startedUnknown int
+		last, newest *Event // of all; of the connects
 	}
 	clients := make([]seen, len(h.Clients))
 	storm := 0

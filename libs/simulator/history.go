@@ -36,7 +36,7 @@ type Delivery struct {
 	IsFact     bool
 	Node       presence.NodeFact
 	IsNode     bool
-	// Query: the bridge asserts the fact only if the status at that time differs from the answer, or is by another connection.
+	// Query: the bridge asserts the fact only if the state at that time says something else than the answer.
 	Query bool
 
 	lost, held bool
