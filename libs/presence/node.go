@@ -271,8 +271,8 @@ func (c *Cluster) restartedSince(ms int64) bool {
 }
 
 // startedAfter returns the latest start of a generation if every node that is still there began its own after ms: after ms by its own clock
-// for the node that ms is of, and by the allowance more for others. Otherwise it returns 0.
-func (c *Cluster) startedAfter(node string, ms, allowanceMS int64) int64 {
+// for the node that ms is of, and by the allowance more for others; and after receivedMS, by the bridge's clock. Otherwise it returns 0.
+func (c *Cluster) startedAfter(node string, ms, receivedMS, allowanceMS int64) int64 {
 	if c == nil {
 		return 0
 	}
@@ -285,7 +285,7 @@ func (c *Cluster) startedAfter(node string, ms, allowanceMS int64) int64 {
 		if name != node {
 			limit += allowanceMS
 		}
-		if n.StartedMS <= limit {
+		if n.StartedMS <= limit || n.StartedReceivedMS != 0 && n.StartedReceivedMS < receivedMS {
 			return 0
 		}
 		latest = max(latest, n.StartedMS)

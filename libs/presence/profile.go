@@ -81,7 +81,7 @@ func ProfileOf(dialect string) Profile {
 		// before its successor's Opened: whatever ends on a node is the connection that opened there last.
 		return Profile{Key: KeyNone, OrderedFeed: true, Certain: ^Reasons(ReasonTakenOver, ReasonDiscarded)}
 	case DialectEMQX4Events:
-		return Profile{Key: KeyReusable}
+		return Profile{Key: KeyReusable, OrderedFeed: true}
 	case DialectRMQTT:
 		return Profile{Key: KeyReusable, ClosedOnTakeover: true}
 	case DialectTDMQ:

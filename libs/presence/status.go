@@ -79,6 +79,7 @@ const (
 	undecided        // a Closed with the same stamp, or a clock that was set back
 	replaced         // a takeover was announced, its Opened has not come
 	pruned           // what would decide was dropped
+	outlived         // a newer connection ended, whose Opened was not seen
 )
 
 // end is one node's current connection with its end.
@@ -161,12 +162,12 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 	// A connection without an end, and a newer one, elsewhere, that ended.
 	near := n.conn.OpenedMS-l.conn.OpenedMS <= max(allowanceMS, n.profile.SkewMS)
 	switch {
-	case n.profile.ClosedOnTakeover && near:
+	case l.profile.ClosedOnTakeover && near:
 		// By its key the older one is open: with a Closed for every takeover it is the newer in truth, or was opened in between.
 		return l.openVerdict(), true
 	case n.takeoverUnseen(ends, allowanceMS):
 		return n.unseenVerdict(c, allowanceMS), true
-	case n.profile.ClosedOnTakeover:
+	case l.profile.ClosedOnTakeover:
 		return l.verdict(Unknown, Offline, OlderConnectionOpen, n.sinceMS), true
 	case near:
 		return n.verdict(Unknown, Offline, OrderUndecided, n.sinceMS), true
@@ -196,7 +197,7 @@ func (e *end) rivalled(ends []end, allowanceMS int64) bool {
 
 // doubtful reports whether the end of the newest connection cannot be told by the facts.
 func (e *end) doubtful() bool {
-	return e.state == ambiguous || e.state == undecided || e.state == replaced || e.state == pruned
+	return e.state == ambiguous || e.state == undecided || e.state == replaced || e.state == pruned || e.state == outlived
 }
 
 func (e *end) verdict(s, belief Presence, r StatusReason, since int64) Verdict {
@@ -227,6 +228,8 @@ func (e *end) closedVerdict(ends []end, c *Cluster, allowanceMS int64) Verdict {
 		return e.verdict(Unknown, Offline, HistoryPruned, e.sinceMS)
 	case replaced:
 		return e.unseenVerdict(c, allowanceMS)
+	case outlived:
+		return e.verdict(Unknown, Offline, OlderConnectionOpen, e.sinceMS)
 	case denied:
 		return e.verdict(Offline, Offline, BrokerObserved, e.sinceMS)
 	case ended, restarted:
@@ -259,7 +262,7 @@ func (e *end) takeoverUnseen(ends []end, allowanceMS int64) bool {
 // unseenVerdict is the status after a takeover whose successor is unseen. If every node has a newer generation since, the successor died
 // with its node, whichever that was.
 func (e *end) unseenVerdict(c *Cluster, allowanceMS int64) Verdict {
-	if ms := c.startedAfter(e.node.Node, e.takeover, allowanceMS); ms != 0 {
+	if ms := c.startedAfter(e.node.Node, e.takeover, e.receivedMS, allowanceMS); ms != 0 {
 		return e.verdict(Offline, Offline, NodeRestarted, ms)
 	}
 	return e.verdict(Unknown, Online, SuccessorUnseen, e.takeover)
@@ -289,11 +292,14 @@ func (n *NodeState) ending(t *Node) end {
 	if n.Known && t.setBackOver(n.Conn.OpenedMS) {
 		n.afterSetBack(&e)
 	}
-	if e.state == ended && e.profile.Key == KeyReusable && n.UnorderedMS != 0 {
+	if e.profile.Key == KeyReusable && n.UnorderedMS != 0 && (e.state == ended || n.otherClosed()) {
 		e.state, e.belief = undecided, Online
 	}
-	if n.generationEnds(&e) {
+	switch {
+	case n.generationEnds(&e):
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
+	case n.generationDoubtful(&e):
+		e.undecide(false)
 	}
 	return e
 }
@@ -318,6 +324,16 @@ func (n *NodeState) generationEnds(e *end) bool {
 	// After the boot the clock was set back: a stamp below the boot's may be of after it.
 	setBack := t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS)
 	return !setBack || !received || e.conn.ReceivedMS < t.StartedReceivedMS
+}
+
+// generationDoubtful reports whether nothing tells if the connection is of the node's generation or of the one before: its stamp says before, but the
+// clock was set back, and it was received after the generation began by no more than a fact may take.
+func (n *NodeState) generationDoubtful(e *end) bool {
+	t := e.nodeTable
+	if t == nil || e.state != open || !e.conn.Seen || e.conn.OpenedMS >= t.StartedMS || t.StartedReceivedMS == 0 {
+		return false
+	}
+	return e.conn.ReceivedMS <= t.StartedReceivedMS+SettleMS
 }
 
 // reconsider looks whether the newest connection by stamp is the current one where stamps do not tell: within the skew of a node that hides many
@@ -391,57 +407,65 @@ func (n *NodeState) become(e *end, x *Earlier) {
 	}
 }
 
+// otherClosed reports whether another connection than the newest, by key, ended on its own.
+func (n *NodeState) otherClosed() bool {
+	return slices.ContainsFunc(n.Closes, func(c Close) bool { return c.Key != n.Conn.Key && !c.Reason.Takeover() })
+}
+
 // afterSetBack decides for a node whose clock was set back over the newest connection's stamp: any connection opened since then has a smaller
-// one. What came last to the bridge is the current one, if its dialect tells which Closed is whose.
+// one. Those that came to the bridge with it or later may be newer, and are told apart by their ends, if the dialect tells which Closed is whose.
 func (n *NodeState) afterSetBack(e *end) {
 	received := n.Conn.ReceivedMS
 	if !n.Conn.Seen {
 		received = n.End.ReceivedMS
 	}
-	var last, alive *Earlier
+	over := e.state == ended
+	died := !over && n.generationEnds(e)
+	if died {
+		received = e.nodeTable.StartedReceivedMS
+	}
+	var last, alive, closed *Earlier
 	for i := range n.Earlier {
 		x := &n.Earlier[i]
-		if !x.Seen || x.ReceivedMS <= received {
+		if !x.Seen || x.ReceivedMS+SettleMS < received || died && x.ReceivedMS < received {
 			continue
 		}
-		if last == nil || x.ReceivedMS > last.ReceivedMS {
+		if last == nil || x.ReceivedMS >= last.ReceivedMS {
 			last = x
 		}
-		if !x.Ended && (alive == nil || x.ReceivedMS > alive.ReceivedMS) {
+		switch {
+		case !x.Ended:
 			alive = x
+		case x.TakeoverMS == 0 && (closed == nil || x.ReceivedMS >= closed.ReceivedMS):
+			closed = x
 		}
 	}
 	full := len(n.Earlier) == MaxEarlier && n.Earlier[0].OpenedMS >= e.nodeTable.SetBackToMS
-	over := e.state == ended
-	died := !over && n.generationEnds(e)
 	switch {
 	case !e.profile.NamesOpening:
 		e.undecide(over)
-	case died && last != nil && last.ReceivedMS >= e.nodeTable.StartedReceivedMS:
-		n.become(e, last)
-	case died:
-	case e.profile.ClosedOnTakeover && !over:
+	case died && last == nil:
+	case e.profile.ClosedOnTakeover && !over && !died:
 		// Had another one followed, this one would have been taken over.
 	case e.profile.ClosedOnTakeover && alive != nil:
 		n.become(e, alive)
 	case full:
 		e.state = pruned
 	case last == nil:
-	case e.profile.ClosedOnTakeover && last.TakeoverMS == 0:
-		n.become(e, last)
-	case e.profile.ClosedOnTakeover:
+	case e.profile.ClosedOnTakeover && closed != nil && (e.takeover != 0 || died || closed.ReceivedMS >= received):
 		// Of several that ended, the last is one that was not taken over.
-		for i := range n.Earlier {
-			if x := &n.Earlier[i]; e.takeover != 0 && x.Ended && x.TakeoverMS == 0 {
-				n.become(e, x)
-			}
-		}
-	case last.Ended == over:
+		n.become(e, closed)
+	case e.profile.ClosedOnTakeover && !died && e.takeover == 0:
+	case e.profile.ClosedOnTakeover || died:
 		n.become(e, last)
+	case (alive == nil) == over && (!over || last.Ended):
 	default:
 		// Without a Closed for a takeover, all hangs on which came last, and a delay may have turned that around.
-		n.become(e, last)
-		e.undecide(last.Ended)
+		if last.ReceivedMS >= received {
+			n.become(e, last)
+			over = last.Ended
+		}
+		e.undecide(over)
 	}
 }
 
@@ -475,7 +499,7 @@ func (n *NodeState) keyedEnding(e *end) {
 		e.end(&n.Closes[len(n.Closes)-1])
 		return
 	}
-	var doubt, takeover *Close
+	var doubt, takeover, newer *Close
 	for i := range n.Closes {
 		c := &n.Closes[i]
 		switch {
@@ -486,6 +510,8 @@ func (n *NodeState) keyedEnding(e *end) {
 			if c.Reason.Takeover() {
 				e.takeover = c.ClosedMS
 			}
+		case c.Key != "" && n.unseenNewer(c, &e.profile):
+			newer = c
 		case c.Key == "" && c.Reason.Takeover():
 			takeover = c
 		case c.Key == "":
@@ -498,6 +524,8 @@ func (n *NodeState) keyedEnding(e *end) {
 	switch {
 	case n.PrunedMS != 0:
 		e.state, e.sinceMS = pruned, n.PrunedMS
+	case newer != nil:
+		e.state, e.sinceMS = outlived, newer.ClosedMS
 	case doubt != nil && (takeover == nil || compareClose(takeover, doubt) < 0):
 		e.doubt(doubt)
 	case takeover != nil && takeover.after(&n.Conn):
@@ -505,6 +533,18 @@ func (n *NodeState) keyedEnding(e *end) {
 	case doubt != nil:
 		e.doubt(doubt)
 	}
+}
+
+// unseenNewer reports whether a Closed is of a connection that was never seen and that is newer than the newest known: it ended, on its own, while
+// that one is not known to have. By the broker's number, or because the node's events are in order.
+func (n *NodeState) unseenNewer(c *Close, p *Profile) bool {
+	if c.Reason.Takeover() || p.Stranger.Has(c.Reason) || slices.ContainsFunc(n.Earlier, func(x Earlier) bool { return x.Key == c.Key }) {
+		return false
+	}
+	if n.Skewed {
+		return n.Conn.Order != 0 && c.Order > n.Conn.Order
+	}
+	return p.OrderedFeed && c.after(&n.Conn)
 }
 
 func (e *end) end(c *Close) {
