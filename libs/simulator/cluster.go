@@ -210,6 +210,10 @@ func (s *sim) begin(d *dice) {
 	s.nowMS += 5_000
 	for _, n := range s.nodes {
 		n.bootMS = s.nowMS
+		if s.plan.Mode == Clocks {
+			// A clock that is set below the start of its generation leaves open what is of which generation.
+			n.bootMS -= 86_400_000
+		}
 		s.beatSoon(n, d.ms(1, 500))
 	}
 }

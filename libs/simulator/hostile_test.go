@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/mqtt-presence/presence/libs/presence"
@@ -15,7 +16,10 @@ func hostile(t *testing.T, p *Plan) {
 	t.Helper()
 	r := fold(Run(p))
 	for _, problem := range unexplained(r, nil) {
-		t.Error(problem)
+		small := Shrink(p, func(q *Plan) bool {
+			return slices.ContainsFunc(unexplained(fold(Run(q)), nil), func(other string) bool { return kind(other) == kind(problem) })
+		})
+		t.Fatalf("%s\n%s", problem, Run(small))
 	}
 	if n, limit := len(r.states[0].Append(nil)), maxStateBytes*len(p.Nodes); n > limit {
 		t.Errorf("after %d facts the state has %d bytes, more than %d", len(r.facts[0]), n, limit)
