@@ -107,11 +107,11 @@ func ProfileOf(dialect string) Profile {
 	case DialectAWS:
 		return Profile{Key: KeyUnique, ClosedOnTakeover: true, SkewMS: skewMS(dialect)}
 	case DialectStatusTopic:
-		// The broker keeps the order of one topic's messages; a clean goodbye is written by the device itself, a will may come
-		// late, from the connection before.
-		return Profile{Key: KeyNone, OrderedFeed: true, Certain: Reasons(ReasonNormal)}
+		// The broker keeps the order of one topic's messages; a clean goodbye is written by the device itself, and Zigbee2MQTT finds
+		// its devices silent by itself. A will may come late, from the connection before.
+		return Profile{Key: KeyNone, OrderedFeed: true, Certain: Reasons(ReasonNormal, ReasonKeepAliveTimeout)}
 	case DialectSparkplug:
-		return Profile{Key: KeyReusable, OrderedFeed: true}
+		return Profile{Key: KeyReusable}
 	case DialectCustom:
 		return Profile{Key: KeyNone}
 	case DialectCustomReusable:

@@ -150,6 +150,9 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 	n := &ends[last]
 	live := newest(ends, func(e *end) bool { return e.state == open })
 	if live < 0 || live != last && n.doubtful() {
+		if d := n.rivalInDoubt(ends, allowanceMS); d != nil {
+			n = d
+		}
 		return n.closedVerdict(ends, c, allowanceMS), true
 	}
 	l := &ends[live]
@@ -177,6 +180,21 @@ func decide(ends []end, c *Cluster, allowanceMS int64) (Verdict, bool) {
 		v.Reason = ConnectionSuperseded
 	}
 	return v, true
+}
+
+// rivalInDoubt returns a connection of another node that may be open and, by the skew or because its end would have been told, may be the current
+// one, where this one has ended.
+func (e *end) rivalInDoubt(ends []end, allowanceMS int64) *end {
+	if e.doubtful() {
+		return nil
+	}
+	d := newest(ends, func(o *end) bool {
+		return o.doubtful() && o.state != replaced && (o.profile.ClosedOnTakeover || e.conn.OpenedMS-o.conn.OpenedMS <= allowanceMS)
+	})
+	if d < 0 {
+		return nil
+	}
+	return &ends[d]
 }
 
 // rivalled reports whether a connection of another node, opened within the allowance before this one and over, may have been the newer: then
