@@ -280,8 +280,8 @@ func (r *run) floors(d *dice) {
 		if c.Online && c.Node == n.name && w.Status == presence.Online {
 			r.problem("L6: c%d is online (%s) after its node %s has started anew", i, w.Reason, n.name)
 		}
-		// Which of two connections within the allowance is the older one may be undecided where no takeover is told of (L3).
-		if undecided := w.Status == presence.Unknown && !expectations[r.h.Plan.Setup.Name].exact; undecided {
+		// Which of two connections within the allowance is the older one may be undecided, or decided now, where no takeover is told of (L3).
+		if w.Status != presence.Offline && !expectations[r.h.Plan.Setup.Name].exact {
 			continue
 		}
 		if c.Online && c.Node != n.name && (w.Status != r.verdicts[i].Status || w.Belief != r.verdicts[i].Belief) {

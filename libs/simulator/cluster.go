@@ -148,7 +148,7 @@ func nodeName(h *Habits, i int) string {
 }
 
 // clientIDs are the IDs that clients have; what a topic can carry differs, what a fact can does not (H15).
-var clientIDs = []string{"VIN0000001", "d1", "GID@@@dev-1", "plant 7/press \"3\"", "50%", "grüße", "grüße", "device:(p2, c1, k60)", "床-1", "a as b", "D1", "x/y/z"}
+var clientIDs = []string{"VIN0000001", "d1", "GID@@@dev-1", "plant 7/press \"3\"", "50%", "grüße", "gru\u0308ße", "device:(p2, c1, k60)", "床-1", "a as b", "D1", "x/y/z"}
 
 // plainID reports whether an ID is made of nothing but letters and digits.
 func plainID(id string) bool {

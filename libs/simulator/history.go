@@ -49,7 +49,6 @@ type Client struct {
 	Conn   int    // number of its newest open connection, 0 if it has none
 	Key    string // of that connection
 	Node   string // of that connection
-	Events int    // how many events it had
 
 	Collided  bool // two of its connections had one key where the dialect means that none do
 	Doubled   bool // two of its connections were open at a time (H13)
@@ -102,11 +101,6 @@ func (s *sim) finish() {
 			t.Conn, t.Key, t.Node, t.Outlived = k.num, k.key, s.factNode(k.node), k.num < c.newest
 		}
 		h.Clients = append(h.Clients, t)
-	}
-	for _, e := range h.Events {
-		if e.Client >= 0 {
-			h.Clients[e.Client].Events++
-		}
 	}
 	h.findHazards()
 }
