@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/hooks/auth"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
@@ -268,5 +272,31 @@ func TestEmbeddedBroker(t *testing.T) {
 	if f.DroppedCount != 3 || f.DroppedFromMS != from.UnixMilli() {
 		t.Errorf("feed %+v", f)
 	}
+	r.stop(t)
+}
+
+// noEvents refuses the topics of EMQX's client events, as its own ACL does by default.
+type noEvents struct{ auth.AllowHook }
+
+func (*noEvents) OnACLCheck(_ *mqtt.Client, topic string, write bool) bool {
+	return write || !strings.HasPrefix(topic, "$SYS/brokers/+/clients/")
+}
+
+// TestRefusedEventsAreNotReady: with auto a broker grants the filters of other dialects, which mean nothing to it. That is no subscription to events
+// until something has come.
+func TestRefusedEventsAreNotReady(t *testing.T) {
+	b, k := newBrokerWith(t, new(noEvents)), newKafka(t)
+	cfg := testConfig(t, b, k)
+	cfg.MQTT.Dialect = dialectAuto
+	r := start(t, cfg)
+	servicetest.Eventually(t, within, func() error {
+		err := r.Ready(context.Background())
+		if err == nil || !strings.Contains(err.Error(), "$SYS/brokers/+/clients/#") || !strings.Contains(err.Error(), "mqtt-dialect") {
+			return fmt.Errorf("ready: %w, want the filter and the option named", err)
+		}
+		return nil
+	})
+	b.heartbeat(time.Minute)
+	r.waitReady(t)
 	r.stop(t)
 }

@@ -49,6 +49,7 @@ type cluster struct {
 	gateways  []string // clusters of the clients of gateways, which have the same nodes and the same feed; ascending
 	up        bool
 	refusal   error // why the broker refuses the subscription
+	unproven  error // what it refuses of it, as long as nothing that came tells which dialect is the broker's
 	heartbeat bool  // a node's heartbeat of this MQTT session is durable
 	epoch     int   // number of the connection
 	heardMS   int64 // when the connection before was last heard; 0: there was none
@@ -229,13 +230,16 @@ func (c *cluster) connected(resumed bool, atMS int64) {
 	}
 }
 
-func (c *cluster) subscribed(resumed bool, connectedMS, atMS int64) {
+func (c *cluster) subscribed(resumed bool, connectedMS, atMS int64, partly error) {
 	c.mu.Lock()
 	before := c.feed.fact.GapToMS
 	c.feed.subscribed(subscription{resumed: resumed, connectedMS: connectedMS, subscribedMS: atMS})
 	gap, loaded := c.feed.fact.GapToMS != before, c.feed.loaded
 	from := c.feed.fact.GapFromMS
 	c.up, c.refusal, c.heartbeat = true, nil, false
+	if c.unproven = nil; c.feed.fact.Dialect == "" {
+		c.unproven = partly
+	}
 	c.nodes.subscribed(atMS)
 	for _, d := range c.decoders {
 		d.subscribed(atMS)
@@ -337,7 +341,7 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		}
 		result := read(d, m)
 		if c.feed.fact.Dialect == "" && (len(result.facts) > 0 || result.signal != nil) {
-			c.feed.fact.Dialect = c.dialects[i].name
+			c.feed.fact.Dialect, c.unproven = c.dialects[i].name, nil
 			c.log.Info("recognised the broker", service.KeyDialect, c.feed.fact.Dialect)
 		}
 		var facts []presence.NodeFact
@@ -443,6 +447,9 @@ func (c *cluster) ready(heartbeat bool) error {
 		return fmt.Errorf("cluster %s: %w", c.name, c.refusal)
 	case !c.up:
 		return fmt.Errorf("cluster %s: not subscribed to the mqtt broker", c.name)
+	case c.unproven != nil:
+		// Any broker grants filters that mean nothing to it: what was granted may be of other dialects.
+		return fmt.Errorf("cluster %s: nothing has come that tells the broker's dialect, and %w; or name the dialect with mqtt-dialect", c.name, c.unproven)
 	case heartbeat && !c.heartbeat:
 		return fmt.Errorf("cluster %s: no node has sent a heartbeat yet", c.name)
 	}

@@ -37,10 +37,16 @@ type broker struct {
 
 func newBroker(t testing.TB) *broker {
 	t.Helper()
+	return newBrokerWith(t, new(auth.AllowHook))
+}
+
+// newBrokerWith starts a broker whose hook says who may do what.
+func newBrokerWith(t testing.TB, access mqtt.Hook) *broker {
+	t.Helper()
 	capabilities := mqtt.NewDefaultServerCapabilities()
 	capabilities.MaximumClientWritesPending = 64 << 10
 	s := mqtt.New(&mqtt.Options{InlineClient: true, Capabilities: capabilities, Logger: slog.New(slog.DiscardHandler)})
-	if err := s.AddHook(new(auth.AllowHook), nil); err != nil {
+	if err := s.AddHook(access, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.AddHook(new(noQuota), nil); err != nil {

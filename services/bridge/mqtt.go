@@ -45,8 +45,8 @@ type receiver interface {
 	connected(resumed bool, atMS int64)
 	// received is called for each message, in order. settle must be called once the message's facts are durable, in the order of receipt.
 	received(m *message, redelivered bool, settle func())
-	// subscribed is called after each SUBACK.
-	subscribed(resumed bool, connectedMS, atMS int64)
+	// subscribed is called after each SUBACK. partly tells what the broker refused of it, nil if nothing.
+	subscribed(resumed bool, connectedMS, atMS int64, partly error)
 	// refused is called when the broker refuses the subscription.
 	refused(err error)
 	// disconnected is called when a connection has ended; lastMS is when the broker was last heard.
@@ -202,12 +202,12 @@ func (s *mqttSession) subscribe(ctx context.Context, manager *autopaho.Connectio
 			return
 		case <-retry.C:
 		}
-		err := s.trySubscribe(ctx, manager)
+		partly, err := s.trySubscribe(ctx, manager)
 		if ctx.Err() != nil {
 			return
 		}
 		if err == nil {
-			s.to.subscribed(resumed, connected.UnixMilli(), time.Now().UnixMilli())
+			s.to.subscribed(resumed, connected.UnixMilli(), time.Now().UnixMilli(), partly)
 			return
 		}
 		s.log.Warn("cannot subscribe to the broker's events; trying again", service.KeyError, err)
@@ -216,22 +216,23 @@ func (s *mqttSession) subscribe(ctx context.Context, manager *autopaho.Connectio
 	}
 }
 
-// trySubscribe asks for all filters. The broker may refuse some, such as those of other dialects; one with events it must grant.
-func (s *mqttSession) trySubscribe(ctx context.Context, manager *autopaho.ConnectionManager) error {
+// trySubscribe asks for all filters. The broker may refuse some, such as those of other dialects, which partly tells; one with events it must
+// grant.
+func (s *mqttSession) trySubscribe(ctx context.Context, manager *autopaho.ConnectionManager) (partly, err error) {
 	request := &paho.Subscribe{}
 	for _, f := range s.filters {
 		request.Subscriptions = append(request.Subscriptions, paho.SubscribeOptions{Topic: f.topic, QoS: f.qos})
 	}
 	answer, err := manager.Subscribe(ctx, request)
 	if answer == nil {
-		return fmt.Errorf("subscribe: %w", err)
+		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	granted := false
 	refused := map[byte][]string{}
 	for i, f := range s.filters {
 		switch {
 		case i >= len(answer.Reasons):
-			return fmt.Errorf("subscribe to %d filters: the broker answers for %d", len(s.filters), len(answer.Reasons))
+			return nil, fmt.Errorf("subscribe to %d filters: the broker answers for %d", len(s.filters), len(answer.Reasons))
 		case answer.Reasons[i] < reasonSubRefused:
 			granted = granted || f.events
 		default:
@@ -239,7 +240,7 @@ func (s *mqttSession) trySubscribe(ctx context.Context, manager *autopaho.Connec
 		}
 	}
 	if len(refused) == 0 {
-		return nil
+		return nil, nil
 	}
 	var errs []error
 	for code, topics := range refused {
@@ -250,11 +251,12 @@ func (s *mqttSession) trySubscribe(ctx context.Context, manager *autopaho.Connec
 		}
 		errs = append(errs, fmt.Errorf("the broker refuses %s with reason 0x%02X: %s", strings.Join(topics, ", "), code, hint))
 	}
-	if err := errors.Join(errs...); !granted || len(refused[reasonIDInUse]) > 0 {
-		return err
+	partly = errors.Join(errs...)
+	if !granted || len(refused[reasonIDInUse]) > 0 {
+		return nil, partly
 	}
-	s.log.Warn("subscribed in part", service.KeyError, errors.Join(errs...))
-	return nil
+	s.log.Warn("subscribed in part", service.KeyError, partly)
+	return partly, nil
 }
 
 func (s *mqttSession) onPublish(p paho.PublishReceived) (bool, error) {
