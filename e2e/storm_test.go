@@ -51,8 +51,8 @@ func (c course) stays() bool {
 	return c != takesOverLeaves && c != takesOverDies && c != comesBackLeaves && c != breaksDies
 }
 
-// courseOf gives every course to the same number of clients. Where ends are in doubt nobody dies: the first doubtful one, the ghost of a
-// takeover, decides what is believed, and a client's own death that follows does not change that.
+// courseOf gives every course to the same number of clients. Where ends are in doubt nobody dies: a death right after the connect cannot be told from
+// the late end of the connection that was taken over.
 func courseOf(client int, tgt Target) course {
 	c := course(client) % courses
 	if tgt.Doubts {

@@ -532,7 +532,7 @@ func (n *NodeState) keyedEnding(e *end) {
 			newer = c
 		case c.Key == "" && c.Reason.Takeover():
 			takeover = c
-		case c.Key == "":
+		case c.Key == "" && (doubt == nil || n.rather(doubt) == Online):
 			doubt = c
 		}
 	}
@@ -575,12 +575,16 @@ func (e *end) end(c *Close) {
 // doubt notes a Closed that names no connection and may be of this one or of another.
 func (e *end) doubt(c *Close) {
 	e.end(c)
-	e.state, e.belief = ambiguous, Offline
-	// A stranger's refused CONNECT says nothing about the connection; a Closed right after the opening is more likely the late end of
-	// the connection before it.
-	if e.node.Known && (c.Reason == ReasonNotAuthorized || c.ClosedMS-e.conn.OpenedMS <= DefaultAllowanceMS) {
-		e.belief = Online
+	e.state, e.belief = ambiguous, e.node.rather(c)
+}
+
+// rather returns what to believe after a Closed that may be of another connection: a stranger's refused CONNECT says nothing about this one, and one
+// right after the opening is more likely the late end of the connection before it.
+func (n *NodeState) rather(c *Close) Presence {
+	if n.Known && (c.Reason == ReasonNotAuthorized || c.ClosedMS-n.Conn.OpenedMS <= DefaultAllowanceMS) {
+		return Online
 	}
+	return Offline
 }
 
 // unkeyedEnding decides what closes that name no connection mean for the newest one (L2, L4).
@@ -609,7 +613,7 @@ func (n *NodeState) unkeyedEnding(e *end) {
 			}
 			return
 		default:
-			if doubt == nil {
+			if doubt == nil || n.rather(doubt) == Online {
 				doubt = c
 			}
 		}

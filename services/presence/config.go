@@ -48,6 +48,7 @@ type Config struct {
 	BridgeName    string        `conf:"bridge-name" usage:"name of the bridge: the same after a restart, different from that of every other bridge of the cluster"`
 	SpoolMaxBytes int64         `conf:"spool-max-bytes" usage:"largest size of the bridge's spool in bytes; at the bound facts are dropped, counted and asserted"`
 	Allowance     time.Duration `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
+	Evidence      int           `conf:"evidence-per-client" usage:"facts kept per client to explain its status with, the latest by arrival; 0: none"`
 	CacheSize     int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache"`
 
 	Admin service.AdminConfig
@@ -62,7 +63,7 @@ func DefaultConfig() Config {
 		MQTTAddr: br.Addr, MQTTHeartbeat: br.HeartbeatInterval, MQTT: b.MQTT,
 		KafkaAddr: "127.0.0.1:9092", Kafka: eventlog.DefaultConfig(),
 		HTTPAddr: q.HTTPAddr, GRPCAddr: q.GRPCAddr, StateAddr: m.StateAddr, StaleAfter: q.StaleAfter, RateLimit: q.RateLimit, RateBurst: q.RateBurst,
-		BridgeName: b.Name, SpoolMaxBytes: b.SpoolMaxBytes, Allowance: m.Allowance, CacheSize: m.CacheSize,
+		BridgeName: b.Name, SpoolMaxBytes: b.SpoolMaxBytes, Allowance: m.Allowance, Evidence: m.EvidencePerClient, CacheSize: m.CacheSize,
 		Admin: service.DefaultAdmin(), Log: service.DefaultLog(),
 	}
 }
@@ -180,6 +181,7 @@ func (c Config) bridge(k eventlog.Config, dial func(context.Context) (net.Conn, 
 func (c Config) materializer(k eventlog.Config) materializer.Config {
 	m := materializer.DefaultConfig()
 	m.Kafka, m.DataDir, m.Allowance, m.CacheSize = k, filepath.Join(c.DataDir, "state"), c.Allowance, c.CacheSize
+	m.EvidencePerClient = c.Evidence
 	// The consumer group's member keeps its name without a server, too.
 	if m.NoServer = c.StateAddr == ""; !m.NoServer {
 		m.StateAddr = c.StateAddr
