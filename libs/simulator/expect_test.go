@@ -53,8 +53,9 @@ var openFindings = []finding{
 	{"F11, F12b: floor and a clock that was set back", []string{"mosquitto-2", "emqx"}, "is offline (node_restarted), the truth is online"},
 	{"F11c: floor of a newer generation on a clock that was set back", []string{"emqx/clocks", "mosquitto-2"}, "is online (connected), the truth is offline"},
 	{"F14b: takeover within the window of a step", []string{"emqx/clocks"}, "is unknown (successor_unseen)"},
-	{"F16b: answer that names a node against the Closed on another", []string{"emqx-4", "emqx-5.0/", "emqx-mixed/"}, "is offline (closed), the truth is online"},
+	{"F16b: answer that names a node against the Closed on another", []string{"emqx-4", "emqx-5.0/", "emqx-mixed/"}, "the truth is online"},
 	{"F18, F18c: successor of a takeover within the allowance, or a step", []string{"emqx/", "emqx-mixed/", "emqx-4.3-flagged/"}, "is offline (closed), the truth is online"},
+	{"F19b: end of a newer connection never seen to open", []string{"aws/lossy"}, "is online (connected), the truth is offline"},
 	{"F25: reusable keys in one ms", []string{"rmqtt/"}, "is offline (closed), the truth is online"},
 }
 

@@ -89,7 +89,7 @@ func (s *sim) finish() {
 			// The bridge's own stamps are in order, and it knows the order of those that are equal.
 			order = orders[d.Bridge].next(h, d, d.ReceivedMS)
 		}
-		d.Client = d.Event.Client
+		d.Client, d.Event.Lost = d.Event.Client, ""
 		if d.Client >= 0 {
 			d.Fact, d.IsFact = d.Event.fact(d.ReceivedMS, order)
 		}
