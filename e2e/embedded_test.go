@@ -166,8 +166,8 @@ func TestEmbeddedKilled(t *testing.T) {
 	}
 }
 
-// TestEmbeddedNeverFalselyOnline asks all the while that a killed process starts again.
-func TestEmbeddedNeverFalselyOnline(t *testing.T) {
+// TestEmbeddedNeverFalselyOnline_H10 asks all the while that a killed process starts again.
+func TestEmbeddedNeverFalselyOnline_H10(t *testing.T) {
 	t.Parallel()
 	a := newAllInOne(t)
 	a.start(t)
@@ -200,9 +200,9 @@ func TestEmbeddedNeverFalselyOnline(t *testing.T) {
 	}
 }
 
-// TestEmbeddedKilledInStorm kills presence three times while clients connect as fast as they can: transactions are open in the embedded
+// TestEmbeddedKilledInStorm_H10_H11 kills presence three times while clients connect as fast as they can: transactions are open in the embedded
 // Kafka then. It must come back each time, and nobody who died with it may be online.
-func TestEmbeddedKilledInStorm(t *testing.T) {
+func TestEmbeddedKilledInStorm_H10_H11(t *testing.T) {
 	t.Parallel()
 	const connections, connecting = 400, 4
 	a := newAllInOne(t)

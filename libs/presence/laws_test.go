@@ -43,8 +43,8 @@ func anyFact(t *rapid.T) Fact {
 	return f
 }
 
-// TestConvergence is L1: order, duplicates and batches make no difference. L9 goes along: nothing panics.
-func TestConvergence(t *testing.T) {
+// TestConvergence_H1_H2 is L1: order, duplicates and batches make no difference. L9 goes along: nothing panics.
+func TestConvergence_H1_H2(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		facts := rapid.SliceOfN(rapid.Custom(anyFact), 1, 40).Draw(t, "facts")
 		var st State
@@ -71,8 +71,8 @@ func TestConvergence(t *testing.T) {
 	})
 }
 
-// TestConvergenceOfEqualStamps is L1 where it is hardest: more closes than are kept, within two seconds, with and without their order.
-func TestConvergenceOfEqualStamps(t *testing.T) {
+// TestConvergenceOfEqualStamps_H8 is L1 where it is hardest: more closes than are kept, within two seconds, with and without their order.
+func TestConvergenceOfEqualStamps_H8(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		facts := make([]Fact, 0, 48)
 		for range rapid.IntRange(15, 45).Draw(t, "facts") {
@@ -175,9 +175,9 @@ func FuzzDecodeState(f *testing.F) {
 	})
 }
 
-// TestKeyedExactness is L2 for a keyed dialect that emits a Closed on takeover: with every fact delivered, in any order, and clocks that
+// TestKeyedExactness_H2_H3_H7_H9 is L2 for a keyed dialect that emits a Closed on takeover: with every fact delivered, in any order, and clocks that
 // differ by less than the allowance, the status is the truth.
-func TestKeyedExactness(t *testing.T) {
+func TestKeyedExactness_H2_H3_H7_H9(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes := []string{"a", "b", "c"}
 		skew := map[string]int64{}

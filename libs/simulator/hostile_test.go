@@ -31,8 +31,8 @@ func hostile(t *testing.T, p *Plan) {
 	}
 }
 
-// TestHostileClient reconnects thousands of times within seconds, most of them in one stamp.
-func TestHostileClient(t *testing.T) {
+// TestHostileClient_H8 reconnects thousands of times within seconds, most of them in one stamp.
+func TestHostileClient_H8(t *testing.T) {
 	for _, setup := range Setups() {
 		t.Run(setup.Name, func(t *testing.T) {
 			t.Parallel()
@@ -60,8 +60,8 @@ func TestHostileClient(t *testing.T) {
 	}
 }
 
-// TestHostileStranger fails thousands of times to connect with the ID of a client that is connected all the time, or has left.
-func TestHostileStranger(t *testing.T) {
+// TestHostileStranger_H4 fails thousands of times to connect with the ID of a client that is connected all the time, or has left.
+func TestHostileStranger_H4(t *testing.T) {
 	for _, setup := range Setups() {
 		if !setup.Strangers {
 			continue

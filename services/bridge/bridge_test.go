@@ -79,8 +79,8 @@ func TestFactsReachKafka(t *testing.T) {
 	}
 }
 
-// TestSpoolWhileKafkaIsDown has the disk as the only durable place: what was acknowledged must reach Kafka after a restart.
-func TestSpoolWhileKafkaIsDown(t *testing.T) {
+// TestSpoolWhileKafkaIsDown_H11 has the disk as the only durable place: what was acknowledged must reach Kafka after a restart.
+func TestSpoolWhileKafkaIsDown_H11(t *testing.T) {
 	b, k := newBroker(t), newKafka(t)
 	cfg := testConfig(t, b, k)
 	r := start(t, cfg)
@@ -159,7 +159,7 @@ func TestAckOnlyWhenDurable(t *testing.T) {
 	r.stop(t)
 }
 
-func TestSpoolBoundIsAsserted(t *testing.T) {
+func TestSpoolBoundIsAsserted_H12(t *testing.T) {
 	b, k := newBroker(t), newKafka(t)
 	cfg := testConfig(t, b, k)
 	cfg.SpoolMaxBytes = minSpoolMaxBytes
@@ -193,7 +193,7 @@ func TestSpoolBoundIsAsserted(t *testing.T) {
 	r.stop(t)
 }
 
-func TestLostConnectionIsAGap(t *testing.T) {
+func TestLostConnectionIsAGap_H12(t *testing.T) {
 	b, k := newBroker(t), newKafka(t)
 	cfg := testConfig(t, b, k)
 	r := start(t, cfg)

@@ -42,9 +42,9 @@ func (r *reader) wantNodes(b *broker, cluster string, afterMS int64, kinds ...pr
 	})
 }
 
-// TestGatewayIsAClusterOfItsOwn has one client ID in two namespaces (H21). The gateway's has the nodes and the feed of the cluster, from its first client
+// TestGatewayIsAClusterOfItsOwn_H21 has one client ID in two namespaces (H21). The gateway's has the nodes and the feed of the cluster, from its first client
 // on, and after a restart before any.
-func TestGatewayIsAClusterOfItsOwn(t *testing.T) {
+func TestGatewayIsAClusterOfItsOwn_H21(t *testing.T) {
 	b, k := newBroker(t), newKafka(t)
 	cfg := testConfig(t, b, k)
 	r := start(t, cfg)

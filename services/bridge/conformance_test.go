@@ -65,6 +65,7 @@ type stated struct {
 
 type scenarioRow struct {
 	File     string `json:"file"`
+	Hazards  string `json:"hazards,omitempty"` // of docs/hazards.md that it covers, such as "H3 H7"; part of the test's name
 	Version  string `json:"version,omitempty"`
 	ClientID string `json:"client_id"`
 	Online   bool   `json:"online"` // the truth
@@ -306,7 +307,7 @@ func (s *stated) check(t *testing.T, d decoded) {
 func (c *conformance) testScenarios(t *testing.T) {
 	for i := range c.manifest.Scenarios {
 		row := &c.manifest.Scenarios[i]
-		t.Run(row.File, func(t *testing.T) {
+		t.Run(strings.TrimSpace(row.File+" "+row.Hazards), func(t *testing.T) {
 			verdict := c.replay(t, row)
 			truth := presence.Offline
 			if row.Online {

@@ -8,7 +8,7 @@ import (
 	"github.com/mqtt-presence/presence/libs/presence"
 )
 
-func TestUptimeInWords(t *testing.T) {
+func TestUptimeInWords_H19(t *testing.T) {
 	for text, want := range map[string]int64{
 		"7 seconds":                                      7_000,
 		"2 minutes, 7 seconds":                           127_000,
@@ -28,8 +28,8 @@ func TestUptimeInWords(t *testing.T) {
 	}
 }
 
-// TestLocalDatetime has the hour that comes twice when summer ends, and zones that are not configured.
-func TestLocalDatetime(t *testing.T) {
+// TestLocalDatetime_H9 has the hour that comes twice when summer ends, and zones that are not configured.
+func TestLocalDatetime_H9(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
 		t.Fatal(err)
@@ -85,8 +85,8 @@ func TestLocalDatetime(t *testing.T) {
 	}
 }
 
-// TestKeysOfEMQX4 goes through what can be known of a node when its events come.
-func TestKeysOfEMQX4(t *testing.T) {
+// TestKeysOfEMQX4_H19 goes through what can be known of a node when its events come.
+func TestKeysOfEMQX4_H19(t *testing.T) {
 	const (
 		opened = `{"clientid":"d1","connack":0,"connected_at":1000,"ts":1001}`
 		keyed  = `{"clientid":"d1","reason":"normal","connected_at":1000,"disconnected_at":2000,"ts":2000}`
@@ -132,7 +132,7 @@ func TestKeysOfEMQX4(t *testing.T) {
 	}
 }
 
-func TestGatewaysAreBounded(t *testing.T) {
+func TestGatewaysAreBounded_H21(t *testing.T) {
 	d := emqxDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
 	event := func(gateway string) decoded {
 		return d.decode(&message{

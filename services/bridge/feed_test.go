@@ -33,7 +33,7 @@ func wantState(t *testing.T, what string, f *feed, want coverage) {
 	}
 }
 
-func TestFeedAcrossConnections(t *testing.T) {
+func TestFeedAcrossConnections_H12(t *testing.T) {
 	f := newTestFeed(t)
 	wantState(t, "first start", f, coverage{CompleteSinceMS: 1000})
 	f.assert(50_000)
@@ -61,7 +61,7 @@ func TestFeedAcrossConnections(t *testing.T) {
 	wantState(t, "a dialect of QoS 0", f, coverage{120_200, 120_000, 120_200})
 }
 
-func TestFeedAcrossProcesses(t *testing.T) {
+func TestFeedAcrossProcesses_H12(t *testing.T) {
 	before := newTestFeed(t)
 	logged, _ := before.assert(50_000)
 	saved, err := before.save()

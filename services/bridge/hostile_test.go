@@ -42,9 +42,9 @@ func (r *reader) deadLetters(n int, reason string) []eventlog.DeadLetter {
 	return list
 }
 
-// TestHostilePayloadsStopNothing sends each dialect's bridge what nobody sends by accident, on every topic of its testdata. Each message ends
+// TestHostilePayloadsStopNothing_H15_H16 sends each dialect's bridge what nobody sends by accident, on every topic of its testdata. Each message ends
 // as a dead letter, or is ignored, and is acknowledged; the session holds, and the event that follows is read.
-func TestHostilePayloadsStopNothing(t *testing.T) {
+func TestHostilePayloadsStopNothing_H15_H16(t *testing.T) {
 	for _, c := range conformances(t) {
 		t.Run(filepath.Base(c.dir), func(t *testing.T) {
 			b, k := newBroker(t), newKafka(t)
@@ -117,9 +117,9 @@ func hostilePayloads(payload string) []string {
 	}
 }
 
-// TestHostileTopicsDoNotLoop has a broker deliver topics that a strict client would drop its connection for, and, as they are not acknowledged,
+// TestHostileTopicsDoNotLoop_H16 has a broker deliver topics that a strict client would drop its connection for, and, as they are not acknowledged,
 // again and again.
-func TestHostileTopicsDoNotLoop(t *testing.T) {
+func TestHostileTopicsDoNotLoop_H16(t *testing.T) {
 	topics := []string{
 		"$SYS/brokers/n1/clients/dev\xff/connected", "$SYS/brokers/n\xff1/clients/dev/connected", "$SYS/brokers/n1/clients/a\x00b/connected",
 		"$SYS/brokers/n1/clients/\xed\xa0\x80/disconnected", "$SYS/brokers/n1/clients/+/connected", "$SYS/brokers/n1/clients/#", "$SYS/broker/log/\xff", "\xff\xfe",

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestOrderWithinStamp(t *testing.T) {
+func TestOrderWithinStamp_H8(t *testing.T) {
 	d := mosquittoDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
 	now := int64(0)
 	order := func(level string, stamp int64) uint32 {
@@ -54,7 +54,7 @@ func TestOrderWithinStamp(t *testing.T) {
 	want("a stamp that began after the subscription", order("N", s+65), 1)
 }
 
-func TestSameLinesHaveDifferentIDs(t *testing.T) {
+func TestSameLinesHaveDifferentIDs_H8(t *testing.T) {
 	d := mosquittoDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
 	d.connected(sessionStart{})
 	ids := map[string]bool{}
@@ -95,7 +95,7 @@ func TestPeerSetIsBounded(t *testing.T) {
 	}
 }
 
-func TestLocalStamps(t *testing.T) {
+func TestLocalStamps_H9(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +122,7 @@ func TestLocalStamps(t *testing.T) {
 	}
 }
 
-func TestQueuedUptimesAreOfUnknownAge(t *testing.T) {
+func TestQueuedUptimesAreOfUnknownAge_H12(t *testing.T) {
 	d := mosquittoDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
 	uptime := func(text string, retain bool, atMS int64) decoded {
 		return d.decode(&message{topic: mosquittoUptime, payload: []byte(text), retain: retain, receivedMS: atMS})
@@ -147,7 +147,7 @@ func TestQueuedUptimesAreOfUnknownAge(t *testing.T) {
 	}
 }
 
-func TestClockSkew(t *testing.T) {
+func TestClockSkew_H9(t *testing.T) {
 	var s skew
 	if s.nodeTime(5) != 0 {
 		t.Error("a skew without samples")

@@ -61,8 +61,8 @@ func publish(c net.Conn, topic, payload string, id uint16, dup bool) {
 	_, _ = (&packets.Publish{Topic: topic, Payload: []byte(payload), QoS: 2, PacketID: id, Duplicate: dup, Properties: &packets.Properties{}}).WriteTo(c)
 }
 
-// TestPoisonedSessionIsGivenUp has a broker that delivers, first of all and each time again, a packet that cannot be read.
-func TestPoisonedSessionIsGivenUp(t *testing.T) {
+// TestPoisonedSessionIsGivenUp_H16 has a broker that delivers, first of all and each time again, a packet that cannot be read.
+func TestPoisonedSessionIsGivenUp_H16(t *testing.T) {
 	k := newKafka(t)
 	cleanStarts := make(chan bool, 100)
 	cfg := testConfig(t, nil, k)
@@ -93,9 +93,9 @@ func TestPoisonedSessionIsGivenUp(t *testing.T) {
 	r.stop(t)
 }
 
-// TestRedeliveredLinesCountOnce has Mosquitto deliver a line again because the connection was lost before its acknowledgement: it is one line
+// TestRedeliveredLinesCountOnce_H1 has Mosquitto deliver a line again because the connection was lost before its acknowledgement: it is one line
 // of its stamp, not two.
-func TestRedeliveredLinesCountOnce(t *testing.T) {
+func TestRedeliveredLinesCountOnce_H1(t *testing.T) {
 	k := newKafka(t)
 	k.down.Store(true)
 	settled := make(chan uint16, 10)

@@ -21,7 +21,7 @@ func setBack(t *testing.T, n *nodes, kind presence.NodeKind) string {
 	return fmt.Sprintf("%g..%g", float64(f.SetBackFromMS-t0)/1000, float64(f.SetBackToMS-t0)/1000)
 }
 
-func TestClockSetBack(t *testing.T) {
+func TestClockSetBack_H9(t *testing.T) {
 	type b struct{ uptime, clock, received float64 }
 	for _, test := range []struct {
 		name  string
@@ -139,8 +139,8 @@ func TestClockSetBackOfWholeSeconds(t *testing.T) {
 	}
 }
 
-// TestMosquittoClockSetBack has the stamps of the log go backwards.
-func TestMosquittoClockSetBack(t *testing.T) {
+// TestMosquittoClockSetBack_H9 has the stamps of the log go backwards.
+func TestMosquittoClockSetBack_H9(t *testing.T) {
 	d := mosquittoDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
 	now := int64(t0)
 	line := func(stampS int64) *stepBack {

@@ -35,7 +35,7 @@ func wantSilent(t *testing.T, what string, got map[string]int64, node string, at
 	}
 }
 
-func TestSilence(t *testing.T) {
+func TestSilence_H10(t *testing.T) {
 	n := loaded()
 	n.subscribed(t0)
 	wantSilent(t, "a node that was never heard", silence(n, 0, 300), "", 0)
@@ -55,7 +55,7 @@ func TestSilence(t *testing.T) {
 	wantSilent(t, "a node that is gone", silence(n, 2401, 2700), "", 0)
 }
 
-func TestOwnOutageIsNoSilence(t *testing.T) {
+func TestOwnOutageIsNoSilence_H12(t *testing.T) {
 	n := loaded()
 	n.subscribed(t0)
 	emqxBeat(n, 100, 0)

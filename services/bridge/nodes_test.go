@@ -45,7 +45,7 @@ func check(t *testing.T, what string, got []string, want string) {
 	}
 }
 
-func TestGenerations(t *testing.T) {
+func TestGenerations_H10(t *testing.T) {
 	n := loaded()
 	check(t, "first", beat(n, 100, 0, 0), "started@-100 alive@-100")
 	check(t, "goes on", beat(n, 130, 30, 30), "alive@-100")
@@ -59,7 +59,7 @@ func TestGenerations(t *testing.T) {
 	check(t, "a start and a clock that was set back", beat(n, 3, -1000, 4000), "started@-1003 alive@-1003")
 }
 
-func TestGenerationsWithoutClock(t *testing.T) {
+func TestGenerationsWithoutClock_H10(t *testing.T) {
 	n := loaded()
 	check(t, "first", single(n, 37, 0), "started@-38 alive@-38")
 	check(t, "goes on", single(n, 47, 10.3), "alive@-38")
@@ -124,7 +124,7 @@ func TestQueuedHeartbeatsClaimNoLateBoot(t *testing.T) {
 	}
 }
 
-func TestMembers(t *testing.T) {
+func TestMembers_H10_H18(t *testing.T) {
 	n := loaded()
 	beat(n, 100, 0, 0)
 	members := func(retained bool, names ...string) []presence.NodeFact {

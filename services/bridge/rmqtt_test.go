@@ -49,7 +49,7 @@ func TestRMQTTReason(t *testing.T) {
 }
 
 // A local time is an instant in whichever zone is the nearest to the event, in the hour that comes twice too.
-func TestRMQTTLocalTime(t *testing.T) {
+func TestRMQTTLocalTime_H9(t *testing.T) {
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	if err != nil {
 		t.Fatal(err)

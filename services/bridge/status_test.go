@@ -54,8 +54,8 @@ func TestStatusTopicMistakesAreNamed(t *testing.T) {
 	}
 }
 
-// TestRetainedStatus has one device that was there before the bridge, and one that comes after it.
-func TestRetainedStatus(t *testing.T) {
+// TestRetainedStatus_H18 has one device that was there before the bridge, and one that comes after it.
+func TestRetainedStatus_H18(t *testing.T) {
 	b, k := newBroker(t), newKafka(t)
 	if err := b.server.Publish("tele/plug/LWT", []byte("Online"), true, 1); err != nil {
 		t.Fatal(err)

@@ -119,7 +119,7 @@ func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 	}
 }
 
-func TestSweepPublishesWhatANodeCauses(t *testing.T) {
+func TestSweepPublishesWhatANodeCauses_H10(t *testing.T) {
 	l := newLog(t)
 	var facts []presence.Fact
 	for i := range 20 {

@@ -347,7 +347,7 @@ func TestQuickConnections(t *testing.T) {
 	}
 }
 
-func TestClientIDs(t *testing.T) {
+func TestClientIDs_H15(t *testing.T) {
 	r := ready(t, nil)
 	for _, id := range []string{"a/b", "a//b/", "x#y", "+/#", "a+b", "a%2Bb", "a%2Fb", "VIN 1", "日本", "..", ".", "a:b", `"\`, "$SYS", "a\uFFFDb"} {
 		c := dial(t, r.addr, 5)
@@ -367,7 +367,7 @@ func TestClientIDs(t *testing.T) {
 	}
 }
 
-func TestRefused(t *testing.T) {
+func TestRefused_H4(t *testing.T) {
 	r := ready(t, nil)
 	fits := 65535 - len(prefix+"clients//disconnected")
 	for _, tc := range []struct {
@@ -417,8 +417,8 @@ func TestSysIsClosed(t *testing.T) {
 	r.want(t, "disconnected", "spy", "normal")
 }
 
-// TestBridgeIDIsFree lets a client use the bridge's ID.
-func TestBridgeIDIsFree(t *testing.T) {
+// TestBridgeIDIsFree_H22 lets a client use the bridge's ID.
+func TestBridgeIDIsFree_H22(t *testing.T) {
 	r := ready(t, nil)
 	c := dial(t, r.addr, 5)
 	c.connect(connectOptions{id: "bridge"})

@@ -177,8 +177,8 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// TestDrops fills the queue while the bridge acknowledges nothing.
-func TestDrops(t *testing.T) {
+// TestDrops_H11_H12 fills the queue while the bridge acknowledges nothing.
+func TestDrops_H11_H12(t *testing.T) {
 	drops := make(chan broker.Drop, 1000)
 	r := start(t, func(c *broker.Config) {
 		c.QueueLimit = 10

@@ -183,9 +183,9 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// TestLateDisconnects forces the order of brokers that report from several tasks: the end of a connection that was taken over comes, and is
+// TestLateDisconnects_H3_H7 forces the order of brokers that report from several tasks: the end of a connection that was taken over comes, and is
 // stamped, after the beginning of its successor.
-func TestLateDisconnects(t *testing.T) {
+func TestLateDisconnects_H3_H7(t *testing.T) {
 	r := ready(t, func(cfg *broker.Config) {
 		overWS(cfg)
 		cfg.LateDisconnects = true
@@ -228,8 +228,8 @@ func TestLateDisconnects(t *testing.T) {
 	}
 }
 
-// TestLateDisconnectsStorm lets many connections of one ID race: each gets one end, after its successor's beginning.
-func TestLateDisconnectsStorm(t *testing.T) {
+// TestLateDisconnectsStorm_H3_H8 lets many connections of one ID race: each gets one end, after its successor's beginning.
+func TestLateDisconnectsStorm_H3_H8(t *testing.T) {
 	r := ready(t, func(cfg *broker.Config) { cfg.LateDisconnects = true })
 	const connections = 200
 	for range connections {
