@@ -325,11 +325,7 @@ type window struct {
 	largest int64
 }
 
-const (
-	windowMS = 60_000
-	// toleranceMS is what an estimate may be off; less is taken for none.
-	toleranceMS = 2_000
-)
+const windowMS = 60_000
 
 func (s *skew) sample(stampMS, receivedMS int64) {
 	diff := stampMS - receivedMS
@@ -339,7 +335,8 @@ func (s *skew) sample(stampMS, receivedMS int64) {
 	s.latest.largest = max(s.latest.largest, diff)
 }
 
-// nodeTime returns the node's clock at an instant of the bridge's, 0 if unknown.
+// nodeTime returns the node's clock at an instant of the bridge's, 0 if unknown. It is early rather than late, by what the stamps were late: a node
+// that seems to have started later than it has would end the connections of its first second.
 func (s *skew) nodeTime(ms int64) int64 {
 	if s.latest.sinceMS == 0 {
 		return 0
@@ -347,9 +344,6 @@ func (s *skew) nodeTime(ms int64) int64 {
 	largest := s.latest.largest
 	if s.before.sinceMS != 0 {
 		largest = max(largest, s.before.largest)
-	}
-	if abs(largest) < toleranceMS {
-		return ms
 	}
 	return ms + largest
 }

@@ -345,8 +345,9 @@ func abs(n int64) int64 {
 	return n
 }
 
-// stampUnknown reports whether a line without a known stamp has one of another form before a text about a client.
+// stampUnknown reports whether a line without a known stamp has one of another form before a text about a client. "Warning: " and "Error: ",
+// with which some lines begin, are none.
 func stampUnknown(payload string) bool {
-	_, text, ok := strings.Cut(payload, ": ")
-	return ok && !aboutClient(payload) && aboutClient(text)
+	stamp, text, ok := strings.Cut(payload, ": ")
+	return ok && strings.ContainsAny(stamp, "0123456789") && !aboutClient(payload) && aboutClient(text)
 }

@@ -153,8 +153,8 @@ func TestClockSkew_H9(t *testing.T) {
 		t.Error("a skew without samples")
 	}
 	s.sample(1000, 1900)
-	if got := s.nodeTime(5000); got != 5000 {
-		t.Errorf("node time %d within the tolerance", got)
+	if got := s.nodeTime(5000); got != 4100 {
+		t.Errorf("node time %d, which may be late", got)
 	}
 	s = skew{}
 	for i := range int64(10) {
@@ -165,7 +165,7 @@ func TestClockSkew_H9(t *testing.T) {
 	}
 	s.sample(200_000, 200_500)
 	s.sample(300_000, 300_500)
-	if got := s.nodeTime(300_000); got != 300_000 {
+	if got := s.nodeTime(300_000); got != 299_500 {
 		t.Errorf("node time %d of a clock that was set right", got)
 	}
 }
