@@ -58,18 +58,22 @@ var spelled = [numWords][numCauses]string{
 
 // normalised holds what a reader makes of the words.
 var normalised = [numWords][numCauses]presence.Reason{
-	wordsEMQX5: emqxReasons, wordsEMQX4: emqxReasons, wordsAWS: emqxReasons,
-	wordsTDMQ: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonKicked, presence.ReasonNotAuthorized,
+	wordsEMQX5: emqxReasons, wordsEMQX4: emqxReasons,
+	wordsAWS: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonKicked, presence.ReasonNotAuthorized,
 		presence.ReasonProtocolError, presence.ReasonQuotaExceeded, presence.ReasonTakenOver, presence.ReasonTakenOver},
-	wordsRMQTT: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonKicked, presence.ReasonNotAuthorized,
+	// Its documents name four of the reasons.
+	wordsTDMQ: {presence.ReasonNormal, presence.ReasonOther, presence.ReasonOther, presence.ReasonKicked, presence.ReasonNotAuthorized,
+		presence.ReasonOther, presence.ReasonOther, presence.ReasonTakenOver, presence.ReasonTakenOver},
+	// What is in the brackets of SubscribeFailed is free text.
+	wordsRMQTT: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonKicked, presence.ReasonOther,
 		presence.ReasonProtocolError, presence.ReasonQuotaExceeded, presence.ReasonTakenOver, presence.ReasonTakenOver},
 	wordsMosquitto20: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonKicked, presence.ReasonNotAuthorized,
 		presence.ReasonProtocolError, presence.ReasonProtocolError, presence.ReasonTakenOver, presence.ReasonTakenOver},
 	wordsMosquitto21: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonKicked, presence.ReasonNotAuthorized,
 		presence.ReasonProtocolError, presence.ReasonQuotaExceeded, presence.ReasonTakenOver, presence.ReasonTakenOver},
-	// 0 stands for every DISCONNECT; 8e for the end of a session, whatever ended it; the rest are numbers of the network library.
-	wordsNanoMQ: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonConnectionLost, presence.ReasonOther,
-		presence.ReasonOther, presence.ReasonConnectionLost, presence.ReasonSessionExpired, presence.ReasonSessionExpired, presence.ReasonSessionExpired},
+	// 0 stands for every DISCONNECT; 8e for the end of a session, whatever ended it; the rest are numbers of the network library, d of a protocol error.
+	wordsNanoMQ: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonKeepAliveTimeout, presence.ReasonConnectionLost, presence.ReasonProtocolError,
+		presence.ReasonProtocolError, presence.ReasonConnectionLost, presence.ReasonSessionExpired, presence.ReasonSessionExpired, presence.ReasonSessionExpired},
 	wordsStatus: {presence.ReasonNormal, presence.ReasonConnectionLost, presence.ReasonConnectionLost, presence.ReasonConnectionLost, presence.ReasonConnectionLost,
 		presence.ReasonConnectionLost, presence.ReasonConnectionLost, presence.ReasonConnectionLost, presence.ReasonConnectionLost},
 }
