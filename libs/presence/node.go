@@ -77,6 +77,9 @@ func (n *Node) Gone() bool { return n.GoneMS > n.AliveMS }
 // Silent reports whether the node is silent past its lease.
 func (n *Node) Silent() bool { return n.SilentMS > n.AliveMS }
 
+// away reports whether nothing is known of what became of the node's connections.
+func (n *Node) away() bool { return n != nil && (n.Gone() || n.Silent()) }
+
 // setBackOver reports whether the node's clock was set back over a time, so that its stamps may be older than they look.
 func (n *Node) setBackOver(ms int64) bool {
 	return n != nil && n.SetBackFromMS != 0 && n.SetBackToMS <= ms && ms <= n.SetBackFromMS

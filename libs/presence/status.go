@@ -67,6 +67,9 @@ const (
 	SettleMS           = 5_000
 )
 
+// deliveryMS is how long an event of a node that has died may still be on its way.
+const deliveryMS = 60_000
+
 // ending says how far a connection has come.
 type ending uint8
 
@@ -202,7 +205,7 @@ func (e *end) rivalInDoubt(ends []end, allowanceMS int64) *end {
 func (e *end) rivalled(ends []end, allowanceMS int64) bool {
 	for i := range ends {
 		o := &ends[i]
-		if o == e || !o.node.Known || o.state != ended && o.state != restarted && o.state != denied {
+		if o == e || !o.node.Known || o.state == open && !o.nodeTable.away() {
 			continue
 		}
 		over := o.state == ended && o.sinceMS < e.conn.OpenedMS-allowanceMS
@@ -314,6 +317,10 @@ func (n *NodeState) ending(t *Node) end {
 		e.state, e.belief = undecided, Online
 	}
 	switch {
+	case e.state == undecided && !e.profile.NamesOpening && t.setBackOver(n.Conn.OpenedMS):
+		if n.generationEnds(&e) {
+			e.belief = Offline // what may have come since has a smaller stamp
+		}
 	case n.generationEnds(&e):
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
 	case n.generationDoubtful(&e):
@@ -332,26 +339,29 @@ func (n *NodeState) generationEnds(e *end) bool {
 	if !n.Known {
 		return len(n.Closes) == 0 || n.Closes[len(n.Closes)-1].ClosedMS < t.StartedMS
 	}
-	received := e.conn.Seen && t.StartedReceivedMS != 0
-	if received && e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS {
-		return true
+	if !e.conn.Seen || t.StartedReceivedMS == 0 {
+		return e.conn.OpenedMS < t.StartedMS
 	}
-	if e.conn.OpenedMS >= t.StartedMS {
-		return false
+	if t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS) {
+		return !e.fitsGeneration() && e.conn.ReceivedMS < t.StartedReceivedMS
 	}
-	// After the boot the clock was set back: a stamp below the boot's may be of after it.
-	setBack := t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS)
-	return !setBack || !received || e.conn.ReceivedMS < t.StartedReceivedMS
+	return e.conn.OpenedMS < t.StartedMS || e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS
 }
 
-// generationDoubtful reports whether nothing tells if the connection is of the node's generation or of the one before: its stamp says before, but the
-// clock was set back, and it was received after the generation began by no more than a fact may take.
+// fitsGeneration reports whether the connection's stamp is where the clock of the node's generation was when it was received, or shortly before.
+func (e *end) fitsGeneration() bool {
+	t := e.nodeTable
+	return e.conn.OpenedMS >= t.StartedMS && e.conn.OpenedMS-t.StartedMS <= e.conn.ReceivedMS-t.StartedReceivedMS+SettleMS
+}
+
+// generationDoubtful reports whether nothing tells if the connection is of the node's generation or of the one before: the clock was set back over its
+// stamp, and it was received after the generation began by no more than an event may take.
 func (n *NodeState) generationDoubtful(e *end) bool {
 	t := e.nodeTable
-	if t == nil || e.state != open || !e.conn.Seen || e.conn.OpenedMS >= t.StartedMS || t.StartedReceivedMS == 0 {
+	if t == nil || t.StartedReceivedMS == 0 || e.state != open || !e.conn.Seen || !t.setBackOver(e.conn.OpenedMS) && !t.setBackOver(t.StartedMS) {
 		return false
 	}
-	return e.conn.ReceivedMS <= t.StartedReceivedMS+SettleMS
+	return !e.fitsGeneration() && e.conn.ReceivedMS <= t.StartedReceivedMS+deliveryMS
 }
 
 // reconsider looks whether the newest connection by stamp is the current one where stamps do not tell: within the skew of a node that hides many
@@ -418,10 +428,17 @@ func (n *NodeState) become(e *end, x *Earlier) {
 		e.takeover = x.TakeoverMS
 		return
 	}
+	var newer *Close
 	for i := range n.Closes {
-		if c := &n.Closes[i]; c.Key == x.Key && e.state == open {
+		switch c := &n.Closes[i]; {
+		case c.Key == x.Key && e.state == open:
 			e.end(c)
+		case c.Key != "" && n.unseenNewer(c, e.conn, &e.profile):
+			newer = c
 		}
+	}
+	if e.state == open && newer != nil {
+		e.state, e.sinceMS = outlived, newer.ClosedMS
 	}
 }
 
@@ -443,6 +460,7 @@ func (n *NodeState) afterSetBack(e *end) {
 		received = e.nodeTable.StartedReceivedMS
 	}
 	var last, alive, closed *Earlier
+	anyEnded := false
 	for i := range n.Earlier {
 		x := &n.Earlier[i]
 		if !x.Seen || x.ReceivedMS+SettleMS < received || died && x.ReceivedMS < received {
@@ -451,6 +469,7 @@ func (n *NodeState) afterSetBack(e *end) {
 		if last == nil || x.ReceivedMS >= last.ReceivedMS {
 			last = x
 		}
+		anyEnded = anyEnded || x.Ended
 		switch {
 		case !x.Ended:
 			alive = x
@@ -476,7 +495,7 @@ func (n *NodeState) afterSetBack(e *end) {
 	case e.profile.ClosedOnTakeover && !died && e.takeover == 0:
 	case e.profile.ClosedOnTakeover || died:
 		n.become(e, last)
-	case (alive == nil) == over && (!over || last.Ended):
+	case over && alive == nil || !over && !anyEnded:
 	default:
 		// Without a Closed for a takeover, all hangs on which came last, and a delay may have turned that around.
 		if last.ReceivedMS >= received {
@@ -528,7 +547,7 @@ func (n *NodeState) keyedEnding(e *end) {
 			if c.Reason.Takeover() {
 				e.takeover = c.ClosedMS
 			}
-		case c.Key != "" && n.unseenNewer(c, &e.profile):
+		case c.Key != "" && n.unseenNewer(c, &n.Conn, &e.profile):
 			newer = c
 		case c.Key == "" && c.Reason.Takeover():
 			takeover = c
@@ -555,14 +574,14 @@ func (n *NodeState) keyedEnding(e *end) {
 
 // unseenNewer reports whether a Closed is of a connection that was never seen and that is newer than the newest known: it ended, on its own, while
 // that one is not known to have. By the broker's number, or because the node's events are in order.
-func (n *NodeState) unseenNewer(c *Close, p *Profile) bool {
-	if c.Reason.Takeover() || p.Stranger.Has(c.Reason) || slices.ContainsFunc(n.Earlier, func(x Earlier) bool { return x.Key == c.Key }) {
+func (n *NodeState) unseenNewer(c *Close, than *Connection, p *Profile) bool {
+	if c.Key == n.Conn.Key || c.Reason.Takeover() || p.Stranger.Has(c.Reason) || slices.ContainsFunc(n.Earlier, func(x Earlier) bool { return x.Key == c.Key }) {
 		return false
 	}
 	if n.Skewed {
-		return n.Conn.Order != 0 && c.Order > n.Conn.Order
+		return than.Order != 0 && c.Order > than.Order
 	}
-	return p.OrderedFeed && c.after(&n.Conn)
+	return p.OrderedFeed && c.after(than)
 }
 
 func (e *end) end(c *Close) {
@@ -659,7 +678,7 @@ func (s *State) observe(e *end) {
 			continue
 		}
 		switch {
-		case !o.Online || o.Key != "" && o.Key != e.conn.Key:
+		case !o.Online || o.Key != "" && o.Key != e.conn.Key || o.Node != "" && o.Node != e.node.Node:
 			e.state, e.sinceMS, e.takeover = denied, o.QueryStartMS, 0
 		case o.Key != "" && e.receivedMS != 0 && e.receivedMS <= o.QueryStartMS-SettleMS && e.doubtful():
 			e.state, e.takeover = open, 0
@@ -682,6 +701,9 @@ func (s *State) seenOnline(ends []end) *Observation {
 		e := &ends[i]
 		if e.node.Known && e.conn.Seen && e.conn.ReceivedMS > o.QueryStartMS-SettleMS {
 			return nil
+		}
+		if o.Node != "" && o.Node != e.node.Node {
+			continue // its closes are of other connections than the answer's
 		}
 		if o.Key != "" && e.node.hasClosed(o.Key, o.QueryStartMS-SettleMS) || o.Key == "" && e.node.closedReceivedMS() > o.QueryStartMS-SettleMS {
 			return nil
