@@ -18,7 +18,7 @@ type counts struct {
 	beliefWrong, stale int
 	arrived, latest    int // clients that the naive folds get wrong
 	hazards            [NumHazards + 1]int
-	open               map[string]int // problems that open findings explain
+	collided           int // clients answered wrongly for two of whose connections the broker has one key
 }
 
 func (c *counts) add(r *run) {
@@ -41,6 +41,9 @@ func (c *counts) add(r *run) {
 			c.stale++
 		case (v.Status == presence.Online) != t.Online:
 			c.wrong++
+			if t.Collided {
+				c.collided++
+			}
 		}
 		if naive[i].arrived != t.Online {
 			c.arrived++
@@ -69,16 +72,7 @@ func (c *counts) merge(o *counts) {
 	for n := range c.hazards {
 		c.hazards[n] += o.hazards[n]
 	}
-	for id, n := range o.open {
-		c.explained(id, n)
-	}
-}
-
-func (c *counts) explained(id string, n int) {
-	if c.open == nil {
-		c.open = map[string]int{}
-	}
-	c.open[id] += n
+	c.collided += o.collided
 }
 
 func percent(part, whole int) float64 { return 100 * float64(part) / float64(max(whole, 1)) }

@@ -1,7 +1,5 @@
 package simulator
 
-import "strings"
-
 // expectation is what a setup's answers are promised to be.
 type expectation struct {
 	exact       bool // L2: nothing is unknown, and the current connection is the true one; collisions of keys apart
@@ -36,37 +34,4 @@ var expectations = map[string]expectation{
 	"custom":            {ceiling: [numModes]float64{65, 70, 62, 62}},
 	"custom-reusable":   {ceiling: [numModes]float64{8, 5, 7, 7}},
 	"custom-unique-key": {ceiling: [numModes]float64{8, 2, 6, 6}},
-}
-
-// finding is a fault of the fold that is known and being mended: what it explains is counted and printed, and fails no test. The list is to be
-// empty.
-type finding struct {
-	id      string
-	setups  []string // name/mode, by prefix
-	problem string   // part of the problem's text
-}
-
-var openFindings = []finding{
-	{"F2c: two keys in one ms and an answer without key", []string{"tdmq-keyed/", "emqx-4.3", "emqx-mixed/"}, "is online (observed), the truth is offline"},
-	{"F3b, F10c, F19: order of two nodes, one of them gone or named by an answer", []string{"emqx-4.0/", "emqx-4-events/", "emqx-mixed/", "emqx-4.3", "emqx-5.0/"}, "is online (connected)"},
-	{"F10b: equal keys on two nodes", []string{"rmqtt/lossy"}, "is online (connected), the truth is offline"},
-	{"F11, F12b: floor and a clock that was set back", []string{"mosquitto-2", "emqx"}, "is offline (node_restarted), the truth is online"},
-	{"F11c: floor of a newer generation on a clock that was set back", []string{"emqx/clocks", "mosquitto-2"}, "is online (connected), the truth is offline"},
-	{"F14b: takeover within the window of a step", []string{"emqx/clocks"}, "is unknown (successor_unseen)"},
-	{"F16b: answer that names a node against the Closed on another", []string{"emqx-4", "emqx-5.0/", "emqx-mixed/"}, "the truth is online"},
-	{"F18, F18c: successor of a takeover within the allowance, or a step", []string{"emqx/", "emqx-mixed/", "emqx-4.3-flagged/"}, "is offline (closed), the truth is online"},
-	{"F19b: end of a newer connection never seen to open", []string{"aws/lossy"}, "is online (connected), the truth is offline"},
-	{"F25: reusable keys in one ms", []string{"rmqtt/"}, "is offline (closed), the truth is online"},
-}
-
-// explain returns the ID of the open finding that explains a problem, empty if there is none.
-func explain(name, problem string) string {
-	for _, f := range openFindings {
-		for _, prefix := range f.setups {
-			if strings.HasPrefix(name, prefix) && strings.Contains(problem, f.problem) {
-				return f.id
-			}
-		}
-	}
-	return ""
 }

@@ -15,9 +15,9 @@ const maxStateBytes = 4_096
 func hostile(t *testing.T, p *Plan) {
 	t.Helper()
 	r := fold(Run(p))
-	for _, problem := range unexplained(r, nil) {
+	for _, problem := range r.check() {
 		small := Shrink(p, func(q *Plan) bool {
-			return slices.ContainsFunc(unexplained(fold(Run(q)), nil), func(other string) bool { return kind(other) == kind(problem) })
+			return slices.ContainsFunc(fold(Run(q)).check(), func(other string) bool { return kind(other) == kind(problem) })
 		})
 		t.Fatalf("%s\n%s", problem, Run(small))
 	}
