@@ -317,7 +317,7 @@ func (n *NodeState) ending(t *Node) end {
 		e.state, e.belief = undecided, Online
 	}
 	switch {
-	case e.state == undecided && !e.profile.NamesOpening && t.setBackOver(n.Conn.OpenedMS):
+	case (e.state == undecided || e.state == pruned) && n.Known && t.setBackOver(n.Conn.OpenedMS):
 		if n.generationEnds(&e) {
 			e.belief = Offline // what may have come since has a smaller stamp
 		}
@@ -459,7 +459,7 @@ func (n *NodeState) afterSetBack(e *end) {
 	if died {
 		received = e.nodeTable.StartedReceivedMS
 	}
-	var last, alive, closed *Earlier
+	var newest, last, alive, closed *Earlier // by stamp; by reception
 	anyEnded := false
 	for i := range n.Earlier {
 		x := &n.Earlier[i]
@@ -469,7 +469,7 @@ func (n *NodeState) afterSetBack(e *end) {
 		if last == nil || x.ReceivedMS >= last.ReceivedMS {
 			last = x
 		}
-		anyEnded = anyEnded || x.Ended
+		newest, anyEnded = x, anyEnded || x.Ended
 		switch {
 		case !x.Ended:
 			alive = x
@@ -481,7 +481,9 @@ func (n *NodeState) afterSetBack(e *end) {
 	switch {
 	case !e.profile.NamesOpening:
 		e.undecide(over)
-	case died && last == nil:
+	case died && newest != nil:
+		n.become(e, newest)
+	case died && !full:
 	case e.profile.ClosedOnTakeover && !over && !died:
 		// Had another one followed, this one would have been taken over.
 	case e.profile.ClosedOnTakeover && alive != nil:
@@ -489,11 +491,11 @@ func (n *NodeState) afterSetBack(e *end) {
 	case full:
 		e.state = pruned
 	case last == nil:
-	case e.profile.ClosedOnTakeover && closed != nil && (e.takeover != 0 || died || closed.ReceivedMS >= received):
+	case e.profile.ClosedOnTakeover && closed != nil && (e.takeover != 0 || closed.ReceivedMS >= received):
 		// Of several that ended, the last is one that was not taken over.
 		n.become(e, closed)
-	case e.profile.ClosedOnTakeover && !died && e.takeover == 0:
-	case e.profile.ClosedOnTakeover || died:
+	case e.profile.ClosedOnTakeover && e.takeover == 0:
+	case e.profile.ClosedOnTakeover:
 		n.become(e, last)
 	case over && alive == nil || !over && !anyEnded:
 	default:
