@@ -69,6 +69,10 @@ func newMosquittoDecoder(c decoderConfig) *mosquittoDecoder {
 
 func (d *mosquittoDecoder) connected(s sessionStart) {
 	d.stamps.connected(s)
+	if !s.resumed || !s.complete {
+		// What came of the peers that were announced may be lost, and their addresses come again.
+		d.tcp = newPeerSet(peersRemembered)
+	}
 	d.live, d.connectedMS = !s.resumed, 0
 }
 

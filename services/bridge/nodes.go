@@ -342,7 +342,10 @@ func (n *nodes) alive(s *signal, receivedMS int64) []presence.NodeFact {
 	}
 	m.known, m.gone, m.silent, m.receivedMS = true, false, false, receivedMS
 	m.heardMS, m.dialect = receivedMS, s.dialect
-	return []presence.NodeFact{n.fact(presence.NodeAlive, s.node, s.dialect, 0, receivedMS)}
+	f := n.fact(presence.NodeAlive, s.node, s.dialect, 0, receivedMS)
+	f.SetBackFromMS, f.SetBackToMS = m.clock.fromMS, m.clock.toMS
+	setNodeID(&f)
+	return []presence.NodeFact{f}
 }
 
 // members takes the cluster's own list of its nodes. A retained copy is of unknown age: it names nodes, and proves nobody's absence.

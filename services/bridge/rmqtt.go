@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -21,23 +22,67 @@ import (
 // ipaddress tells them apart. Client IDs that hold + or #, or a level that begins with $, have no topic and no events.
 //
 // Events are published at QoS 1 (publish_qos), but a queue that overflows (max_mqueue_len, 1,000) drops the newest without a word, so that an
-// outage of whatever length counts as a gap. Neither a crash nor a stop says anything about clients, and no uptime tells generations apart.
+// outage of whatever length counts as a gap. Neither a crash nor a stop says anything about clients, and no uptime tells generations apart. Nor
+// does a heartbeat tell the node's clock: that it was set back is seen in the stamps of events, if it was by more than an event may be late.
 var rmqttDialect = &dialect{
 	name: presence.DialectRMQTT,
 	filters: []filter{
 		{topic: "$SYS/brokers/+/clients/#", qos: 1, events: true},
 		{topic: "$SYS/brokers/+/stats", qos: 1},
 	},
-	heartbeat:  time.Minute, // publish_interval
-	newDecoder: func(c decoderConfig) decoder { return &rmqttDecoder{cluster: c.cluster, location: c.location} },
+	heartbeat: time.Minute, // publish_interval
+	newDecoder: func(c decoderConfig) decoder {
+		return &rmqttDecoder{cluster: c.cluster, location: c.location, clocks: map[string]*rmqttClock{}}
+	},
 }
 
 type rmqttDecoder struct {
 	cluster  string
 	location *time.Location
+	clocks   map[string]*rmqttClock // by node
+	// queued: the session was resumed, so that what comes until queueMS after the first message may have waited for it; sinceMS is when that came.
+	queued  bool
+	sinceMS int64
 }
 
-func (d *rmqttDecoder) connected(sessionStart) {}
+// rmqttClock is what the stamps of a node's events tell of its clock. No heartbeat tells it.
+type rmqttClock struct {
+	latestMS int64 // the latest stamp
+	aheadMS  int64 // how far the clock is ahead of the bridge's: of the event that came fastest
+}
+
+// rmqttLateMS is more than an event may be late: one that waits for a session expires after 5 minutes.
+const rmqttLateMS = 6 * 60 * 1000
+
+// stamp takes the stamp of an event, and returns what it tells if the clock was set back by so much that no delay explains it (H9). Smaller steps
+// are not seen.
+func (d *rmqttDecoder) stamp(node string, atMS, receivedMS int64) *stepBack {
+	c, ahead := d.clocks[node], atMS-receivedMS
+	if d.queued {
+		d.sinceMS = cmp.Or(d.sinceMS, receivedMS)
+		d.queued = receivedMS-d.sinceMS < queueMS
+	}
+	switch {
+	case c == nil:
+		if len(d.clocks) < rmqttMaxClocks {
+			d.clocks[node] = &rmqttClock{latestMS: atMS, aheadMS: ahead}
+		}
+		return nil
+	case d.queued:
+		return nil
+	case ahead < c.aheadMS-rmqttLateMS:
+		step := &stepBack{node: node, fromMS: c.latestMS, toMS: atMS - rmqttLateMS}
+		*c = rmqttClock{latestMS: atMS, aheadMS: ahead}
+		return step
+	}
+	c.latestMS, c.aheadMS = max(c.latestMS, atMS), max(c.aheadMS, ahead)
+	return nil
+}
+
+// rmqttMaxClocks bounds the nodes whose clocks are followed; their names come from topics.
+const rmqttMaxClocks = 1 << 10
+
+func (d *rmqttDecoder) connected(s sessionStart) { d.queued, d.sinceMS = s.resumed, 0 }
 
 func (d *rmqttDecoder) subscribed(int64) {}
 
@@ -152,7 +197,7 @@ func (d *rmqttDecoder) client(m *message, node, inTopic string) decoded {
 		f.DisconnectedAtMS = at
 	}
 	f.SetID()
-	return decoded{facts: []presence.Fact{f}}
+	return decoded{facts: []presence.Fact{f}, stepBack: d.stamp(node, f.TimeMS, m.receivedMS)}
 }
 
 // quarterMS is the unit of the world's time zones.

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"fmt"
 	"strconv"
 	"testing"
 	"time"
@@ -120,4 +121,49 @@ func FuzzRMQTTReason(f *testing.F) {
 			t.Fatalf("%s,%s: got %v, want %v", raw, next, got, want)
 		}
 	})
+}
+
+// TestRMQTTClockSetBack_H9 sets the clock of a node back: no heartbeat tells it, but no event is late by as much.
+func TestRMQTTClockSetBack_H9(t *testing.T) {
+	d := rmqttDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
+	event := func(node string, stampMS, atMS int64) *stepBack {
+		t.Helper()
+		payload := fmt.Sprintf(`{"ipaddress":"203.0.113.7:52571","clientid":"d1","connected_at":%d,"time":""}`, stampMS)
+		got := d.decode(&message{topic: "$SYS/brokers/" + node + "/clients/d1/connected", payload: []byte(payload), receivedMS: atMS})
+		if len(got.facts) != 1 {
+			t.Fatalf("got %+v", got)
+		}
+		return got.stepBack
+	}
+	const base, hour = int64(1_760_000_000_000), int64(3_600_000)
+	d.connected(sessionStart{})
+	for _, step := range []*stepBack{
+		event("1", base, base+5), event("2", base-hour, base+5), event("1", base+hour, base+6), event("1", base+hour+1_000, base+300_000),
+	} {
+		if step != nil {
+			t.Errorf("a clock that is off, one that was set forward, or a late event, is taken for %+v", *step)
+		}
+	}
+	step := event("1", base+400_000, base+400_005)
+	if step == nil || step.node != "1" || step.fromMS != base+hour+1_000 || step.toMS > base+400_000 {
+		t.Errorf("an hour back is %+v", step)
+	}
+	if step := event("1", base+400_010, base+400_015); step != nil {
+		t.Errorf("the next event is another step, %+v", *step)
+	}
+	d.connected(sessionStart{resumed: true})
+	if step := event("1", base+400_020, base+2*hour); step != nil {
+		t.Errorf("an event that waited for the session is taken for %+v", *step)
+	}
+	if step := event("1", base, base+2*hour+queueMS); step == nil {
+		t.Error("nothing is seen once the queue is empty")
+	}
+
+	n := newNodes("default")
+	n.load()
+	n.apply(&signal{kind: signalAlive, dialect: "rmqtt", node: "1"}, base)
+	n.setBack(step)
+	if facts := n.apply(&signal{kind: signalAlive, dialect: "rmqtt", node: "1"}, base+60_000); len(facts) != 1 || facts[0].SetBackFromMS != step.fromMS {
+		t.Errorf("the next heartbeat tells of no step: %+v", facts)
+	}
 }
