@@ -69,7 +69,8 @@ type Wire struct {
 	username    string
 	status      []string // by client: the convention of its status
 	gone        map[string]bool
-	generations int // seen of a single node
+	down        map[string]bool // by bridge: it has no session
+	generations int             // seen of a single node
 	arrivals    []Arrival
 }
 
@@ -85,7 +86,7 @@ const (
 
 // NewWire returns the wire of a history. Zone is one that its brokers may have.
 func NewWire(h *History, zone *time.Location) *Wire {
-	w := &Wire{h: h, Zone: zone, d: dice{h.Plan.Seed*0x9e3779b97f4a7c15 + 77 | 1}, gone: map[string]bool{}}
+	w := &Wire{h: h, Zone: zone, d: dice{h.Plan.Seed*0x9e3779b97f4a7c15 + 77 | 1}, gone: map[string]bool{}, down: map[string]bool{}}
 	habits := h.Plan.Nodes[0]
 	w.Custom = w.d.n(2)
 	w.Stamps = StampForm(w.d.n(3))
@@ -331,9 +332,27 @@ func (w *Wire) node(d *Delivery) {
 			stamp := w.lineStamp(d.ReceivedMS - 5 + w.h.Plan.SkewMS[n.index])
 			w.add(&Delivery{ReceivedMS: d.ReceivedMS, Bridge: b}, nil, w.lifecycle(n, stamp, "terminating"))
 		}
+	case f.Kind == presence.Feed:
+		w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Told: d})
+		w.resume(d)
 	default:
 		w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Told: d})
 	}
+}
+
+// resume begins a session that the broker has kept.
+func (w *Wire) resume(d *Delivery) {
+	f := &d.Node
+	number, err := strconv.Atoi(strings.TrimPrefix(f.Bridge, "bridge-"))
+	if err != nil || w.h.Plan.Nodes[0].QoS == 0 {
+		return
+	}
+	down := f.CompleteSinceMS == 0 && f.GapToMS == 0 && f.GapFromMS != 0
+	if w.down[f.Bridge] && !down && f.CompleteSinceMS < d.ReceivedMS-1 {
+		w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Bridge: number, Session: true, Resumed: true})
+		w.retained(&Delivery{ReceivedMS: d.ReceivedMS, Bridge: number})
+	}
+	w.down[f.Bridge] = down
 }
 
 // pending reports whether events are under way that were emitted before.
