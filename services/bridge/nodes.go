@@ -24,7 +24,9 @@ const (
 // one goroutine at a time.
 //
 // A new generation of a node (L6) has begun if its uptime became smaller, or if the boot that it claims lies after its previous heartbeat,
-// by the bridge's clock and, where the node tells it, by the node's clock too: a clock that is set changes one of them only.
+// by the bridge's clock and, where the node tells it, by the node's clock too: a clock that is set changes one of them only. On one host both are
+// set at once, by the first answer of a time server or by a sleep, in which no uptime grows; so that across a leap of the bridge's clock only the
+// smaller uptime counts.
 type nodes struct {
 	cluster string
 	byName  map[string]*node
@@ -38,6 +40,7 @@ type nodes struct {
 
 	upSinceMS int64 // since when heartbeats would have been received, 0 if the subscription is down
 	tickedMS  int64
+	wokeMS    int64 // when the bridge's clock leapt last, 0: never
 }
 
 // node is what is known of one node.
@@ -167,6 +170,7 @@ func (n *nodes) names() []string { return slices.Sorted(maps.Keys(n.byName)) }
 
 // apply takes a signal and returns the facts that follow from it.
 func (n *nodes) apply(s *signal, receivedMS int64) []presence.NodeFact {
+	n.wake(receivedMS)
 	return n.assert(n.facts(s, receivedMS))
 }
 
@@ -260,7 +264,7 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 	if s.clockMS != 0 {
 		bootMS = s.clockMS - s.ms - s.granularityMS
 	}
-	started := m.startedAnew(s, bootMS, bootReceivedMS)
+	started := !m.known || s.ms < m.uptimeMS || m.receivedMS >= n.wokeMS && m.bootedSince(bootMS, bootReceivedMS)
 	if started && m.known && !s.paired && n.heardMS < receivedMS {
 		if late := n.heardMS - bootReceivedMS; late > 0 {
 			bootReceivedMS += late
@@ -308,10 +312,8 @@ func (m *node) stale(s *signal) bool {
 		abs((s.clockMS-s.ms)-(m.clockMS-m.uptimeMS)) <= sameBootMS+2*s.granularityMS
 }
 
-func (m *node) startedAnew(s *signal, bootMS, bootReceivedMS int64) bool {
-	if !m.known || s.ms < m.uptimeMS {
-		return true
-	}
+// bootedSince reports whether a boot, by the node's clock and by the bridge's, lies after the latest heartbeat.
+func (m *node) bootedSince(bootMS, bootReceivedMS int64) bool {
 	return bootReceivedMS > m.receivedMS && (bootMS == 0 || m.clockMS == 0 || bootMS > m.clockMS)
 }
 

@@ -32,13 +32,22 @@ func (m *node) every(ms int64) {
 	m.gapMS = ms
 }
 
+// wake notes if the bridge stood still until nowMS, as its host slept, or its clock was set forward: ticks come more often.
+func (n *nodes) wake(nowMS int64) {
+	if n.tickedMS == 0 || nowMS-n.tickedMS <= tickGapMS {
+		return
+	}
+	n.tickedMS, n.wokeMS = nowMS, nowMS
+	if n.upSinceMS != 0 {
+		n.upSinceMS = nowMS
+	}
+}
+
 // silences returns a fact for each node that has been silent for longer than its heartbeats allow, once per silence. Only what the bridge would
 // have heard counts: not the time before its subscription, nor one in which the bridge itself stood still, or its clock was set forward (L7). A
 // broker whose heartbeats are configured to be rarer than usual is given three of those that were seen.
 func (n *nodes) silences(nowMS int64) []presence.NodeFact {
-	if n.upSinceMS != 0 && n.tickedMS != 0 && nowMS-n.tickedMS > tickGapMS {
-		n.upSinceMS = nowMS
-	}
+	n.wake(nowMS)
 	n.tickedMS = nowMS
 	if !n.loaded || n.upSinceMS == 0 {
 		return nil

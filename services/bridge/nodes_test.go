@@ -147,3 +147,32 @@ func TestMembers_H10_H18(t *testing.T) {
 		t.Errorf("a node that was back is gone again: %+v", facts)
 	}
 }
+
+// TestALeapOfTheClockIsNoStart has the bridge's host, on which the broker runs too, sleep for three hours, or be told the time at last: both clocks
+// leap, the uptime does not.
+func TestALeapOfTheClockIsNoStart_H9_H10(t *testing.T) {
+	ticks := func(n *nodes, fromS, toS float64) {
+		for s := fromS; s < toS; s++ {
+			n.tick(t0 + int64(s*1000))
+		}
+	}
+	const leap = 3 * 3600
+	n := loaded()
+	check(t, "first", beat(n, 100, 0, 0), "started@-100 alive@-100")
+	ticks(n, 0, 20)
+	check(t, "a heartbeat before the next tick", beat(n, 130, leap+30, leap+30), "alive@10700")
+	ticks(n, leap+30, leap+60)
+	check(t, "goes on", beat(n, 160, leap+60, leap+60), "alive@10700")
+	ticks(n, leap+60, leap+70)
+	check(t, "a start after it", beat(n, 5, leap+70, leap+70), "started@10865 alive@10865")
+	ticks(n, leap+70, leap+100)
+	check(t, "a start with a greater uptime", beat(n, 20, leap+100, leap+100), "started@10880 alive@10880")
+	ticks(n, 2*leap+100, 2*leap+110)
+	check(t, "a start while the bridge stood still", beat(n, 10, 2*leap+110, 2*leap+110), "started@21700 alive@21700")
+
+	n = loaded()
+	check(t, "no clock", single(n, 37, 0), "started@-38 alive@-38")
+	ticks(n, 0, 9)
+	ticks(n, leap, leap+1)
+	check(t, "no clock, after the leap", single(n, 47, leap+1), "alive@10753")
+}
