@@ -123,6 +123,20 @@ func TestClusterConvergence(t *testing.T) {
 	})
 }
 
+// TestFeedsOfOneInstant has two values of a feed that differ in what is no business of a feed.
+func TestFeedsOfOneInstant(t *testing.T) {
+	a := NodeFact{Kind: Feed, Bridge: "x", Node: "a", ReceivedMS: 2000, UptimeMS: Some[int64](1000), StartedMS: 1000}
+	b := NodeFact{Kind: Feed, Bridge: "x", ReceivedMS: 2000, UptimeMS: Some[int64](2000), StartedReceivedMS: 3000, SetBackFromMS: 2000, SetBackToMS: 1000}
+	var ab, ba Cluster
+	ab.Apply(&a)
+	ab.Apply(&b)
+	ba.Apply(&b)
+	ba.Apply(&a)
+	if !reflect.DeepEqual(ab, ba) {
+		t.Errorf("the table depends on the order of the facts:\n%+v\n%+v", ab, ba)
+	}
+}
+
 // TestCodecRoundTrip decodes what Append wrote into the same state.
 func TestCodecRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -115,8 +115,11 @@ func (c *Cluster) Apply(f *NodeFact) (affects bool) {
 		if c.Feeds == nil {
 			c.Feeds = map[string]NodeFact{}
 		}
-		if old, ok := c.Feeds[f.Bridge]; !ok || compareFeed(f, &old) > 0 {
-			c.Feeds[f.Bridge] = *f
+		feed := *f
+		// What a feed has no use for is not compared, and must not come in by the order of arrival.
+		feed.Node, feed.UptimeMS, feed.StartedMS, feed.StartedReceivedMS, feed.SetBackFromMS, feed.SetBackToMS = "", Opt[int64]{}, 0, 0, 0, 0
+		if old, ok := c.Feeds[f.Bridge]; !ok || compareFeed(&feed, &old) > 0 {
+			c.Feeds[f.Bridge] = feed
 		}
 		return false
 	}
