@@ -291,10 +291,10 @@ func (c *stampCounter) subscribed(atMS int64) {
 	}
 }
 
-// setBack reports whether the stamp of the next line shows that the clock was set back, and from when: the latest stamp of the session. Stamps are
-// whole seconds, and one MQTT session keeps the order of lines.
+// setBack reports whether the stamp of the next line shows that the clock was set back, and from when: the latest stamp of the session. One MQTT
+// session keeps the order of lines, so that a stamp below the one before shows it, by however little: time has passed between the two.
 func (c *stampCounter) setBack(at int64) (fromMS int64, ok bool) {
-	ok = c.last != 0 && at < c.last-stepMS
+	ok = at < c.last
 	c.last = at
 	return c.latest, ok
 }

@@ -148,10 +148,17 @@ func TestMosquittoClockSetBack_H9(t *testing.T) {
 		return d.decode(&message{topic: mosquittoLog + "N", payload: fmt.Appendf(nil, "%d: Client d1 disconnected.", t0/1000+stampS), receivedMS: now}).stepBack
 	}
 	d.connected(sessionStart{})
-	for _, s := range []int64{0, 1, 5, 4, 5} {
+	for _, s := range []int64{0, 1, 5, 5} {
 		if step := line(s); step != nil {
 			t.Errorf("stamp %d: %+v", s, step)
 		}
+	}
+	// However small a step, what ends after it may seem to end before it began.
+	if step := line(4); step == nil || *step != (stepBack{mosquittoNode, t0 + 5_000, t0 + 3_999}) {
+		t.Errorf("one second back: %+v", step)
+	}
+	if step := line(5); step != nil {
+		t.Errorf("forward again: %+v", step)
 	}
 	step := line(-100)
 	if step == nil || *step != (stepBack{mosquittoNode, t0 + 5_000, t0 - 100_001}) {
