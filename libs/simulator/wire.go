@@ -70,6 +70,7 @@ type Wire struct {
 	status      []string // by client: the convention of its status
 	gone        map[string]bool
 	down        map[string]bool // by bridge: it has no session
+	resumedMS   map[int]int64   // by bridge: the second in which its session was resumed last
 	generations int             // seen of a single node
 	arrivals    []Arrival
 }
@@ -86,7 +87,7 @@ const (
 
 // NewWire returns the wire of a history. Zone is one that its brokers may have.
 func NewWire(h *History, zone *time.Location) *Wire {
-	w := &Wire{h: h, Zone: zone, d: dice{h.Plan.Seed*0x9e3779b97f4a7c15 + 77 | 1}, gone: map[string]bool{}, down: map[string]bool{}}
+	w := &Wire{h: h, Zone: zone, d: dice{h.Plan.Seed*0x9e3779b97f4a7c15 + 77 | 1}, gone: map[string]bool{}, down: map[string]bool{}, resumedMS: map[int]int64{}}
 	habits := h.Plan.Nodes[0]
 	w.Custom = w.d.n(2)
 	w.Stamps = StampForm(w.d.n(3))
@@ -129,6 +130,10 @@ func (w *Wire) Arrivals() []Arrival {
 		case d.Event == nil:
 			w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Told: d})
 		default:
+			if late := d.ReceivedMS - d.Event.TrueMS; late > maxDelayMS && w.resumedMS[d.Bridge] != d.ReceivedMS-d.ReceivedMS%1_000 {
+				// It has waited for the session.
+				w.again(d)
+			}
 			for _, s := range starts[i] {
 				w.add(d, nil, s)
 			}
@@ -310,8 +315,7 @@ func (w *Wire) node(d *Delivery) {
 		if n != nil && (n.habits.Clock == Seconds || n.habits.Dialect == presence.DialectMosquittoPlugin) && w.generations > 1 {
 			// The broker has started again, and with it the bridge's session, which it has kept.
 			for b := range w.h.Plan.Bridges {
-				w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Bridge: b, Session: true, Resumed: true})
-				w.retained(&Delivery{ReceivedMS: d.ReceivedMS, Bridge: b})
+				w.again(&Delivery{ReceivedMS: d.ReceivedMS, Bridge: b})
 			}
 		}
 	case f.Kind == presence.NodeAlive && n != nil:
@@ -340,6 +344,13 @@ func (w *Wire) node(d *Delivery) {
 	}
 }
 
+// again resumes a session.
+func (w *Wire) again(d *Delivery) {
+	w.resumedMS[d.Bridge] = d.ReceivedMS - d.ReceivedMS%1_000
+	w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Bridge: d.Bridge, Session: true, Resumed: true})
+	w.retained(d)
+}
+
 // resume begins a session that the broker has kept.
 func (w *Wire) resume(d *Delivery) {
 	f := &d.Node
@@ -349,8 +360,7 @@ func (w *Wire) resume(d *Delivery) {
 	}
 	down := f.CompleteSinceMS == 0 && f.GapToMS == 0 && f.GapFromMS != 0
 	if w.down[f.Bridge] && !down && f.CompleteSinceMS < d.ReceivedMS-1 {
-		w.arrivals = append(w.arrivals, Arrival{ReceivedMS: d.ReceivedMS, Bridge: number, Session: true, Resumed: true})
-		w.retained(&Delivery{ReceivedMS: d.ReceivedMS, Bridge: number})
+		w.again(&Delivery{ReceivedMS: d.ReceivedMS, Bridge: number})
 	}
 	w.down[f.Bridge] = down
 }
