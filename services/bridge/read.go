@@ -11,6 +11,14 @@ import (
 // maxStampMS is the end of the year 9999, the last that records can hold. A stamp beyond it is in another unit.
 const maxStampMS = 253_402_300_799_999
 
+const (
+	// maxReason is how much of the broker's words for an end is kept. RMQTT repeats what the client wrote into its DISCONNECT, and a state keeps
+	// several ends (L8).
+	maxReason = 1 << 10
+	// maxText is the longest text of MQTT.
+	maxText = 1<<16 - 1
+)
+
 // ignoredRemoved is why a message without payload is ignored: a retained message was removed, which says nothing about the client.
 const ignoredRemoved = "removed"
 
@@ -25,11 +33,25 @@ const (
 func read(d decoder, m *message) decoded {
 	result := d.decode(m)
 	for i := range result.facts {
+		cutReason(&result.facts[i])
 		if why := unwritable(&result.facts[i]); why != nil {
 			return decoded{dead: why}
 		}
 	}
 	return result
+}
+
+// cutReason cuts the broker's words for an end where they are too long.
+func cutReason(f *presence.Fact) {
+	if len(f.RawReason) <= maxReason {
+		return
+	}
+	end := maxReason
+	for end > 0 && !utf8.RuneStart(f.RawReason[end]) {
+		end--
+	}
+	f.RawReason = f.RawReason[:end]
+	f.SetID()
 }
 
 // unwritable says why a fact cannot stand in the log, nil if it can.
@@ -48,8 +70,11 @@ func unwritable(f *presence.Fact) *unreadable {
 		return &unreadable{deadNode, fmt.Sprintf("node %.80q is not UTF-8", f.Node)}
 	}
 	for _, s := range []struct{ what, text string }{
-		{"connection key", f.Connection}, {"user name", f.Username}, {"peer", f.Peer}, {"reason", f.RawReason}, {"transport", f.Transport},
+		{"connection key", f.Connection}, {"node", f.Node}, {"user name", f.Username}, {"peer", f.Peer}, {"reason", f.RawReason}, {"transport", f.Transport},
 	} {
+		if len(s.text) > maxText {
+			return &unreadable{deadField, fmt.Sprintf("the %s %.80q... has %d bytes, more than MQTT allows", s.what, s.text, len(s.text))}
+		}
 		if !utf8.ValidString(s.text) {
 			return &unreadable{deadField, fmt.Sprintf("the %s %.80q is not UTF-8", s.what, s.text)}
 		}

@@ -1,8 +1,11 @@
 package bridge
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"github.com/mqtt-presence/presence/libs/presence"
 )
@@ -44,5 +47,36 @@ func TestUnwritableFactsSayWhy(t *testing.T) {
 		if why := unwritable(&f); why == nil || why.reason != deadTimestamp {
 			t.Errorf("%s: %+v", name, why)
 		}
+	}
+}
+
+// TestLongTexts has a client of RMQTT that writes a megabyte into its DISCONNECT: the broker repeats it as the reason.
+func TestLongTexts(t *testing.T) {
+	d := rmqttDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
+	event := func(peer, reason string) decoded {
+		return read(d, &message{topic: "$SYS/brokers/1/clients/c/disconnected", receivedMS: 1,
+			payload: fmt.Appendf(nil, `{"clientid":"c","ipaddress":%q,"disconnected_at":1760000060123,"reason":%q}`, peer, reason)})
+	}
+	const head = "Disconnect(V5(Disconnect { reason_string: "
+	var ids [2]string
+	for i := range ids {
+		got := event("203.0.113.7:1", head+strings.Repeat("a", i)+strings.Repeat("\u00e9", 1<<19))
+		if len(got.facts) != 1 || got.dead != nil {
+			t.Fatalf("%d facts, %+v", len(got.facts), got.dead)
+		}
+		f := got.facts[0]
+		if f.Reason != presence.ReasonNormal || len(f.RawReason) < maxReason-1 || len(f.RawReason) > maxReason || !utf8.ValidString(f.RawReason) || !strings.HasPrefix(f.RawReason, head) {
+			t.Errorf("reason %v, %d bytes: %.80s", f.Reason, len(f.RawReason), f.RawReason)
+		}
+		ids[i] = f.ID
+		if f.SetID(); f.ID != ids[i] {
+			t.Error("the ID is not that of the fact")
+		}
+	}
+	if ids[0] == ids[1] {
+		t.Error("two facts have one ID")
+	}
+	if got := event(strings.Repeat("1", 1<<16), "Kicked"); got.dead == nil || got.dead.reason != deadField {
+		t.Errorf("a peer of 64 KiB: %+v", got)
 	}
 }
