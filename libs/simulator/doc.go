@@ -18,6 +18,8 @@
 // What a plan may hold is its [Mode]: everything delivered and clocks within the allowance, clocks that are set back and forth, visible loss,
 // silent loss.
 //
+// A [Wire] renders a history as the MQTT messages that its brokers would publish, for the decoders that are to read them.
+//
 // # Guarantees
 //
 //   - The same plan gives the same history. A plan follows from its setup, mode and seed.

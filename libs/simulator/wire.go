@@ -59,7 +59,8 @@ type Wire struct {
 	Zone *time.Location
 	// Stamps says how log lines are stamped.
 	Stamps StampForm
-	// Custom says which of the forms of custom events is used, 0 or 1; see [Wire.custom].
+	// Custom says which form custom events have. 0: topic events/<up or down>/<client ID>, times in milliseconds; 1: topic events, everything in the
+	// payload, RFC 3339.
 	Custom int
 
 	h           *History
