@@ -77,7 +77,7 @@ func (x *explainer) rule(answer *presencev1.Explanation) string {
 			parts = append(parts, c.GetSummary())
 		}
 	}
-	if reason == presence.OrderUndecided {
+	if reason == presence.OrderUndecided && len(answer.GetNodes()) > 1 {
 		parts = append(parts, fmt.Sprintf("The clocks of two nodes are trusted to within %v.", time.Duration(x.e.GetEvidence().GetAllowanceMs())*time.Millisecond))
 	}
 	for _, n := range answer.GetNodes() {
@@ -127,8 +127,8 @@ func (x *explainer) earlier(c *presencev1.Connection) *presencev1.ExplainedConne
 		e.End = &presencev1.ExplainedClose{Reason: x.e.GetReason(), RawReason: x.e.GetRawReason()}
 		what = "it ended: " + reasonWords(&presence.Close{Reason: presence.ParseReason(x.e.GetReason()), RawReason: x.e.GetRawReason()})
 	}
-	e.Summary = fmt.Sprintf("The status is about the connection to node %s that opened at %s, which is not the newest by the clock of that node: "+
-		"it does not tell the order here; %s.", x.e.GetNode(), instant(c.GetConnectedAtMs()), what)
+	e.Summary = fmt.Sprintf("The status is about the connection%s that opened at %s, which is not the newest by the clock of its node: "+
+		"it does not tell the order here; %s.", toNode(x.e.GetNode()), instant(c.GetConnectedAtMs()), what)
 	return e
 }
 
@@ -175,11 +175,11 @@ func (x *explainer) summary(n *presence.NodeState, end *presence.Close, held []p
 	var b strings.Builder
 	switch {
 	case !n.Known:
-		fmt.Fprintf(&b, "No connection to node %s is known, only the end of one", n.Node)
+		fmt.Fprintf(&b, "No connection%s is known, only the end of one", toNode(n.Node))
 	case n.Conn.Seen:
-		fmt.Fprintf(&b, "The newest connection to node %s opened at %s", n.Node, instant(n.Conn.OpenedMS))
+		fmt.Fprintf(&b, "The newest connection%s opened at %s", toNode(n.Node), instant(n.Conn.OpenedMS))
 	default:
-		fmt.Fprintf(&b, "The newest connection to node %s opened at %s (so its disconnect says, its connect was not seen)", n.Node, instant(n.Conn.OpenedMS))
+		fmt.Fprintf(&b, "The newest connection%s opened at %s (so its disconnect says, its connect was not seen)", toNode(n.Node), instant(n.Conn.OpenedMS))
 	}
 	switch floor := x.floor(n.Node); {
 	case end != nil && n.Known:
@@ -190,14 +190,20 @@ func (x *explainer) summary(n *presence.NodeState, end *presence.Close, held []p
 		fmt.Fprintf(&b, "; it is over, since the node restarted at %s.", instant(floor))
 	case n.Known:
 		b.WriteString("; no disconnect is known to be its own.")
+	case len(held) > 0:
+		fmt.Fprintf(&b, ", at %s: %s.", instant(held[len(held)-1].ClosedMS), reasonWords(&held[len(held)-1]))
+		held = held[:len(held)-1]
 	default:
 		b.WriteString(".")
 	}
 	if k := len(held); k > 0 {
 		c := &held[k-1]
 		what := "a disconnect that may be of this connection or of another is kept"
-		if k > 1 {
+		switch {
+		case k > 1:
 			what = fmt.Sprintf("%d disconnects that may be of this connection or of others are kept, the newest", k)
+		case c.Key != "" && n.Known:
+			what = "the disconnect of another connection is kept"
 		}
 		fmt.Fprintf(&b, " Besides, %s: at %s, %s.", what, instant(c.ClosedMS), reasonWords(c))
 	}
@@ -213,6 +219,14 @@ func (x *explainer) restarted(n *presence.NodeState, floor int64) bool {
 		return presence.ParseStatusReason(x.e.GetStatusReason()) == presence.NodeRestarted
 	}
 	return n.Conn.OpenedMS < floor
+}
+
+// toNode says which node a connection is to, nothing if the broker's events name none.
+func toNode(node string) string {
+	if node == "" {
+		return ""
+	}
+	return " to node " + node
 }
 
 func reasonWords(c *presence.Close) string {
@@ -287,6 +301,9 @@ func (x *explainer) part(f *presencev1.EvidenceFact) string {
 				return "It is the newest connection to its node."
 			}
 		}
+		if c := x.e.GetConnection(); c != nil && c.GetConnectedAtMs() == at && c.GetKey() == f.GetConnection() && x.e.GetNode() == f.GetNode() {
+			return "The status is about this connection."
+		}
 	case presence.Closed:
 		at := cmp.Or(f.GetDisconnectedAtMs(), f.GetTimeMs())
 		is := func(c *presence.Close) bool {
@@ -308,6 +325,9 @@ func (x *explainer) part(f *presencev1.EvidenceFact) string {
 	case presence.Observed:
 		for i := range x.state.Observed {
 			if o := &x.state.Observed[i]; o.QueryStartMS == f.GetQueryStartMs() && o.QueryEndMS == f.GetQueryEndMs() {
+				if o.Online {
+					return "It is kept, and counts where the other facts alone do not say that the client is online."
+				}
 				return "It is kept, and counts against connections that the bridge heard of well before the query."
 			}
 		}
@@ -330,8 +350,8 @@ func (x *explainer) since() (*int64, string) {
 	case ev.GetCut():
 		return &from, fmt.Sprintf("Only the latest facts are kept: there were others before offset %d. What they mean for the status is in connections.", from)
 	case from > 0:
-		return &from, fmt.Sprintf("Facts before offset %d are not listed: the store was filled from client-state up to there, or kept no facts. "+
-			"What they mean for the status is in connections.", from)
+		return &from, fmt.Sprintf("Facts before offset %d may be missing from the list: the store was filled from client-state up to there, or kept no facts "+
+			"for a time. What they mean for the status is in connections.", from)
 	}
 	return &from, "These are all facts that came of the client."
 }
@@ -366,6 +386,9 @@ func (x *explainer) nodes() []*presencev1.ExplainedNode {
 		switch {
 		case n == nil:
 			e.State, e.Summary = nodeUnheard, fmt.Sprintf("Node %s has sent no heartbeat: whether it restarted is not known.", name)
+			if name == "" {
+				e.Summary = "The broker's events name no node: whether one restarted is not known."
+			}
 		case n.GetGone():
 			e.Summary = fmt.Sprintf("Node %s left its cluster's list at %s: its connections are probably over, but nothing says so.", name, instant(n.GetGoneMs()))
 		case n.GetSilent():

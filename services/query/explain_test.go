@@ -125,6 +125,26 @@ var explanations = map[string]func(h *history, r *presencev1.GetStatesResponse){
 		h.nodes = append(h.nodes, started("n1", 0), feed(5))
 		r.Entries = []*presencev1.StateEntry{{Evidence: &presencev1.Evidence{Cut: true}}}
 	},
+	"no_node": func(h *history, _ *presencev1.GetStatesResponse) {
+		h.fact(presence.Fact{Kind: presence.Observed, Dialect: "status-topic", TimeMS: t0 + 10_000, Online: presence.Some(true),
+			QueryStartMS: t0 + 10_000, QueryEndMS: t0 + 10_000, Source: "retained"})
+		h.fact(presence.Fact{Kind: presence.Closed, Dialect: "status-topic", TimeMS: t0 + 60_000, Reason: presence.ReasonConnectionLost, RawReason: "Offline"})
+		h.nodes = append(h.nodes, feed(5))
+	},
+	"end_of_another": func(h *history, _ *presencev1.GetStatesResponse) {
+		f := presence.Fact{Kind: presence.Opened, Dialect: "custom-reusable", Node: "n1", Connection: "k1", TimeMS: t0 + 10_000}
+		h.fact(f)
+		f.Kind, f.Connection, f.TimeMS, f.Reason = presence.Closed, "k2", t0+20_000, presence.ReasonNormal
+		h.fact(f)
+		h.nodes = append(h.nodes, feed(5))
+	},
+	"equal_stamps": func(h *history, _ *presencev1.GetStatesResponse) {
+		h.fact(mosquitto(presence.Opened, 10, 0))
+		end := mosquitto(presence.Closed, 10, 0)
+		end.Reason = presence.ReasonNormal
+		h.fact(end)
+		h.nodes = append(h.nodes, feed(-10))
+	},
 	"never_seen": func(h *history, _ *presencev1.GetStatesResponse) {
 		h.nodes = append(h.nodes, started("n1", 0), feed(-10))
 	},
