@@ -25,7 +25,7 @@ import (
 const intro = `# Hazards
 
 What goes wrong between a broker and a status, and the tests that show that it does no harm. The numbers stand in the tests' names
-(` + "`go test -run '_H3'`" + ` runs those of the third). In the simulator each occurs in at least 100 of the histories whose truth is compared
+(` + "`go test -run '_H3'`" + ` runs the functions of the third; subtests and scenarios have a blank in place of the underscore). In the simulator each occurs in at least 100 of the histories whose truth is compared
 (` + "`libs/simulator`, `make soak`" + `). Laws and rules: [laws.md](laws.md).
 
 This page is generated from the names of the tests by ` + "`make generate`" + `.

@@ -60,8 +60,8 @@ const (
 	ClockBeat           // its uptime and its clock
 )
 
-// Habits is what one version of a broker does, as far as its events show it: the table of broker-events, sections 0 to 7. It is not the
-// fold's profile, and is not derived from it.
+// Habits is what one version of a broker does, as far as its events show it, by the broker's source and documents. It is not the fold's
+// profile, and is not derived from it.
 type Habits struct {
 	Dialect string
 	Version string // for people, and for rendering

@@ -23,7 +23,7 @@ func script(setup *Setup, habits *Habits, steps ...Step) string {
 	return strings.Join(lines, "; ")
 }
 
-// TestHabits states what each broker emits, as broker-events has it.
+// TestHabits states what each broker emits, by its source and documents.
 func TestHabits(t *testing.T) {
 	takeover := []Step{{Action: Connect, Keep: true}, {Action: Connect, WaitMS: 9_000, Keep: true}}
 	discard := []Step{{Action: Connect, Keep: true}, {Action: Connect, WaitMS: 9_000, Clean: true}}

@@ -692,7 +692,7 @@ func checkFact(t *testing.T, f *presence.Fact) {
 	case eventlog.ValidClientID(f.ClientID) != nil:
 		t.Fatalf("fact %+v: %v", f, eventlog.ValidClientID(f.ClientID))
 	case !slices.Contains(knownDialects, f.Dialect):
-		t.Fatalf("the fold has no profile for dialect %q", f.Dialect)
+		t.Fatalf("the fold has no profile for dialect %q, or knownDialects lacks it", f.Dialect)
 	case f.ReceivedMS != receivedMS && f.ReceivedMS != receivedMS+1234:
 		t.Fatalf("received %d", f.ReceivedMS)
 	}
