@@ -101,7 +101,12 @@ func (r *reader) evidence(p *partition, state []byte) (*presencev1.Evidence, err
 		return nil, err
 	}
 	if e.Cut = cut; cut && complete > 0 {
-		e.LoggedFrom = max(e.LoggedFrom, log[len(log)-complete].Offset)
+		oldest := &log[len(log)-complete]
+		from := oldest.Offset
+		if oldest.Fact.Kind == presence.KindUnknown {
+			from++ // the facts up to it came before
+		}
+		e.LoggedFrom = max(e.LoggedFrom, from)
 	}
 	// A partition that went back to an earlier offset folds facts again: the first entry tells what became of them.
 	facts, versions := map[int64]bool{}, map[store.Version]bool{}

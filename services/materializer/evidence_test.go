@@ -172,6 +172,27 @@ func TestSweepIsEvidence(t *testing.T) {
 	})
 }
 
+// Transitions that nodes cause take room as facts do. Where the oldest entry is one, the facts up to its offset are gone.
+func TestSweepPushesFactsOut(t *testing.T) {
+	l := newLog(t)
+	cfg := l.config(vfs.NewMem())
+	cfg.EvidencePerClient = 1
+	m := l.start(cfg).ready()
+	last := l.facts(opened("a", "n1", 1000))
+	m.get("a", last)
+	l.node(started("n1", 5000))
+	servicetest.Eventually(t, patience, func() error {
+		got := explain(t, m.Materializer, "a").GetEvidence()
+		if len(got.GetTransitions()) != 1 || !got.GetTransitions()[0].GetByNode() {
+			return fmt.Errorf("transitions %v", got.GetTransitions())
+		}
+		if !got.GetCut() || len(got.GetFacts()) != 0 || got.GetLoggedFrom() != last.Offset+1 {
+			t.Errorf("cut %v, facts %v, from %d; the fact at offset %d is gone", got.GetCut(), outcomes(got), got.GetLoggedFrom(), last.Offset)
+		}
+		return nil
+	})
+}
+
 // A store that was filled from client-state has not seen the facts before: it says from where on it has.
 func TestRestoredEvidenceSaysWhereItBegins(t *testing.T) {
 	l := newLog(t)
