@@ -58,7 +58,7 @@ func (n *NodeState) earlierEnded(x *Earlier) (ended, takenOver bool) {
 // become makes an earlier connection the node's current one.
 func (n *NodeState) become(e *end, x *Earlier) {
 	*e = end{node: n, nodeTable: e.nodeTable, profile: e.profile, sinceMS: x.OpenedMS,
-		conn: &Connection{Key: x.Key, Dialect: n.Conn.Dialect, OpenedMS: x.OpenedMS, Order: x.Order, Seen: x.Seen, ReceivedMS: x.ReceivedMS}}
+		conn: x.connection(n.Conn.Dialect)}
 	if x.Ended {
 		e.end(&Close{ClosedMS: x.ClosedMS, Reason: x.Reason})
 		e.takeover = x.TakeoverMS
@@ -76,6 +76,11 @@ func (n *NodeState) become(e *end, x *Earlier) {
 	if e.state == open && newer != nil {
 		e.state, e.sinceMS = outlived, newer.ClosedMS
 	}
+}
+
+// connection returns what is known of the connection.
+func (x *Earlier) connection(dialect string) *Connection {
+	return &Connection{Key: x.Key, Dialect: dialect, OpenedMS: x.OpenedMS, Order: x.Order, Seen: x.Seen, ReceivedMS: x.ReceivedMS}
 }
 
 // afterSetBack decides for a node whose clock was set back over the newest connection's stamp: any connection opened since then has a smaller
@@ -103,7 +108,10 @@ func (n *NodeState) afterSetBack(e *end) {
 		newest, anyEnded = x, anyEnded || x.Ended
 		switch {
 		case !x.Ended:
-			alive = x
+			// One that died with a former generation of the node has no Closed either.
+			if alive == nil || !n.generationEnds(&end{nodeTable: e.nodeTable, conn: x.connection(e.conn.Dialect)}) {
+				alive = x
+			}
 		case x.TakeoverMS == 0 && (closed == nil || x.ReceivedMS >= closed.ReceivedMS):
 			closed = x
 		}

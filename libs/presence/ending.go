@@ -88,7 +88,7 @@ func (n *NodeState) generationEnds(e *end) bool {
 	if t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS) {
 		return !e.fitsGeneration() && e.conn.ReceivedMS < t.StartedReceivedMS
 	}
-	return e.conn.OpenedMS < t.StartedMS || e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS
+	return e.conn.OpenedMS < t.StartedMS
 }
 
 // fitsGeneration reports whether the connection's stamp is where the clock of the node's generation was when it was received, or shortly before.
@@ -98,11 +98,15 @@ func (e *end) fitsGeneration() bool {
 }
 
 // generationDoubtful reports whether nothing tells if the connection is of the node's generation or of the one before: the clock was set back over its
-// stamp, and it was received after the generation began by no more than an event may take.
+// stamp, and it was received after the generation began by no more than an event may take; or it was received well before that, though its stamp is
+// of after. Then the clock may have been set back, which the next heartbeats tell, or two bridges' clocks differ.
 func (n *NodeState) generationDoubtful(e *end) bool {
 	t := e.nodeTable
-	if t == nil || t.StartedReceivedMS == 0 || e.state != open || !e.conn.Seen || !t.setBackOver(e.conn.OpenedMS) && !t.setBackOver(t.StartedMS) {
+	if t == nil || t.StartedReceivedMS == 0 || e.state != open || !e.conn.Seen {
 		return false
+	}
+	if !t.setBackOver(e.conn.OpenedMS) && !t.setBackOver(t.StartedMS) {
+		return e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS
 	}
 	return !e.fitsGeneration() && e.conn.ReceivedMS <= t.StartedReceivedMS+deliveryMS
 }
