@@ -49,6 +49,7 @@ type cluster struct {
 	gateways  []string // clusters of the clients of gateways, which have the same nodes and the same feed; ascending
 	up        bool
 	refusal   error // why the broker refuses the subscription
+	proven    bool  // a topic under sysRoot has told the dialect
 	unproven  error // what it refuses of it, as long as nothing that came tells which dialect is the broker's
 	heartbeat bool  // a node's heartbeat of this MQTT session is durable
 	epoch     int   // number of the connection
@@ -339,10 +340,12 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		if !d.owns(m) {
 			continue
 		}
+		if why := c.impostor(m, c.dialects[i].name); why != nil {
+			return decoded{dead: why}, nil
+		}
 		result := read(d, m)
-		if c.feed.fact.Dialect == "" && (len(result.facts) > 0 || result.signal != nil) {
-			c.feed.fact.Dialect, c.unproven = c.dialects[i].name, nil
-			c.log.Info("recognised the broker", service.KeyDialect, c.feed.fact.Dialect)
+		if len(result.facts) > 0 || result.signal != nil {
+			c.recognise(m, c.dialects[i].name)
 		}
 		var facts []presence.NodeFact
 		if result.stepBack != nil {
@@ -363,6 +366,30 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		return result, append(facts, c.nodes.apply(result.signal, m.receivedMS)...)
 	}
 	return deadLetter(deadTopic, "no dialect knows the topic with such a payload"), nil
+}
+
+// sysRoot begins the topics to which a broker lets nobody else publish, unless its rules allow it.
+const sysRoot = "$SYS/"
+
+// recognise notes whose message has come. Of several dialects the first is the broker's, unless only one that comes later has a topic that no client
+// can publish to.
+func (c *cluster) recognise(m *message, name string) {
+	sys := strings.HasPrefix(m.topic, sysRoot)
+	if dialect := c.feed.fact.Dialect; dialect == "" || dialect != name && sys && !c.proven {
+		c.feed.fact.Dialect, c.unproven = name, nil
+		c.log.Info("recognised the broker", service.KeyDialect, name)
+	}
+	c.proven = c.proven || sys
+}
+
+// impostor says why a message cannot be the broker's: it is of another dialect than the one that was recognised, and its topic one to which any client
+// may publish, as most brokers know nothing of each other's. What it says may be made up.
+func (c *cluster) impostor(m *message, name string) *unreadable {
+	if c.feed.fact.Dialect == "" || c.feed.fact.Dialect == name || strings.HasPrefix(m.topic, sysRoot) {
+		return nil
+	}
+	return &unreadable{deadImpostor, fmt.Sprintf("an event of dialect %s, and the broker's is %s: if a client published it, see the broker's access rules, "+
+		"else name the dialect with mqtt-dialect", name, c.feed.fact.Dialect)}
 }
 
 // submitNodes submits node facts. A heartbeat alone is transient, a start is not.

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"log/slog"
 	"reflect"
 	"strings"
 	"testing"
@@ -112,5 +113,49 @@ func TestRecordsForGateways(t *testing.T) {
 			t.Errorf("fact %+v, %v; want cluster %s and an ID of its own", f, err, want)
 		}
 		ids[f.ID] = true
+	}
+}
+
+// TestImpostors has a client make up another broker's events, on topics that its own broker lets anybody publish to.
+func TestImpostors(t *testing.T) {
+	aws := message{topic: "$aws/events/presence/connected/d1", payload: []byte(`{"clientId":"d1","timestamp":1760000000123,"eventType":"connected","sessionIdentifier":"s"}`)}
+	tdmq := message{topic: "$events/client_connected", payload: []byte(`{"clientid":"d1","connected_at":1760000000123}`)}
+	rule := message{topic: "$events/client_connected", payload: []byte(`{"clientid":"d1","node":"emqx@n1","sockname":"10.0.0.1:1883","peername":"1.2.3.4:5","connected_at":1760000000123,"timestamp":1760000000124}`)}
+	emqx := message{topic: "$SYS/brokers/emqx@n1/clients/d1/connected", payload: []byte(`{"clientid":"d1","protocol":"mqtt","connected_at":1760000000123,"ts":1760000000124}`)}
+	log := message{topic: "$SYS/broker/log/N", payload: []byte("1760000000: Client d1 disconnected.")}
+	plugin := message{topic: "$SYS/broker/connection/client/d1/state", payload: []byte("1")}
+	for _, test := range []struct {
+		name     string
+		messages []message
+		want     string // what becomes of each, and the dialect at the end
+	}{
+		{"embedded broker, EMQX", []message{emqx, aws, tdmq, rule}, "fact other_broker other_broker fact emqx"},
+		{"Mosquitto", []message{log, aws, tdmq, rule, plugin}, "fact other_broker other_broker other_broker fact mosquitto-2.0"},
+		{"Mosquitto, the client was first", []message{rule, log, rule, aws}, "fact fact other_broker other_broker mosquitto-2.0"},
+		{"EMQX, the client was first", []message{aws, emqx, aws}, "fact fact other_broker emqx"},
+		{"AWS", []message{aws, tdmq, aws}, "fact other_broker fact aws"},
+		{"TDMQ", []message{tdmq, aws, tdmq}, "fact other_broker fact tdmq"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := &cluster{log: slog.New(slog.DiscardHandler), dialects: selectDialects(dialectAuto), nodes: newNodes("default"), feed: newFeed("default", "b", time.Minute)}
+			for _, d := range c.dialects {
+				c.decoders = append(c.decoders, d.newDecoder(decoderConfig{cluster: "default", location: time.UTC, mqtt: &MQTTConfig{}}))
+			}
+			var got []string
+			for _, m := range test.messages {
+				m.receivedMS = 1_760_000_000_500
+				switch result, _ := c.decode(&m); {
+				case result.dead != nil:
+					got = append(got, result.dead.reason)
+				case len(result.facts) == 1:
+					got = append(got, "fact")
+				default:
+					t.Fatalf("%s: %+v", m.topic, result)
+				}
+			}
+			if got := strings.Join(append(got, c.feed.fact.Dialect), " "); got != test.want {
+				t.Errorf("got %s, want %s", got, test.want)
+			}
+		})
 	}
 }

@@ -192,6 +192,7 @@ const (
 	deadAmbiguous   = "ambiguous_line"
 	deadHeartbeat   = "bad_heartbeat"
 	deadTopic       = "unknown_topic"
+	deadImpostor    = "other_broker"
 	deadUnwriteable = "refused_by_kafka"
 )
 
