@@ -297,21 +297,21 @@ func (x *explainer) part(f *presencev1.EvidenceFact) string {
 	case presence.Opened:
 		at := cmp.Or(f.GetConnectedAtMs(), f.GetTimeMs())
 		for i := range x.state.Nodes {
-			if n := &x.state.Nodes[i]; n.Known && n.Node == f.GetNode() && n.Conn.OpenedMS == at && n.Conn.Key == f.GetConnection() {
+			if n := &x.state.Nodes[i]; n.Known && logged(f.GetNode(), n.Node) && n.Conn.OpenedMS == at && logged(f.GetConnection(), n.Conn.Key) {
 				return "It is the newest connection to its node."
 			}
 		}
-		if c := x.e.GetConnection(); c != nil && c.GetConnectedAtMs() == at && c.GetKey() == f.GetConnection() && x.e.GetNode() == f.GetNode() {
+		if c := x.e.GetConnection(); c != nil && c.GetConnectedAtMs() == at && logged(f.GetConnection(), c.GetKey()) && logged(f.GetNode(), x.e.GetNode()) {
 			return "The status is about this connection."
 		}
 	case presence.Closed:
 		at := cmp.Or(f.GetDisconnectedAtMs(), f.GetTimeMs())
 		is := func(c *presence.Close) bool {
-			return c.ClosedMS == at && c.Key == f.GetConnection() && c.Order == f.GetOrder() && c.Reason.String() == f.GetReason()
+			return c.ClosedMS == at && logged(f.GetConnection(), c.Key) && c.Order == f.GetOrder() && c.Reason.String() == f.GetReason()
 		}
 		for i := range x.state.Nodes {
 			n := &x.state.Nodes[i]
-			if n.Node != f.GetNode() {
+			if !logged(f.GetNode(), n.Node) {
 				continue
 			}
 			end, held := x.ends(n)
@@ -336,6 +336,12 @@ func (x *explainer) part(f *presencev1.EvidenceFact) string {
 	case presence.KindUnknown:
 	}
 	return gone
+}
+
+// logged reports whether a text of the log stands for a text of the state: the log cuts what is long.
+func logged(short, full string) bool {
+	head, cut := strings.CutSuffix(short, "…")
+	return short == full || cut && strings.HasPrefix(full, head)
 }
 
 // since says from which offset on the list of facts is complete, and why not from the beginning.

@@ -210,6 +210,31 @@ func TestExplanation(t *testing.T) {
 	}
 }
 
+// The materializer's log cuts long texts, its state does not: they are the same all the same.
+func TestExplanationOfLongTexts(t *testing.T) {
+	h := &history{}
+	open := emqxOpened(strings.Repeat("n", 200), strings.Repeat("k", 200), 10)
+	h.fact(open)
+	h.fact(emqxClosed(open, 20, presence.ReasonNormal, "normal"))
+	fake := readertest.NewFake(1)
+	fake.Apply(h.facts...)
+	fake.Edit(func(r *presencev1.GetStatesResponse) error {
+		for _, f := range r.GetEntries()[0].GetEvidence().GetFacts() {
+			f.Node, f.Connection = f.GetNode()[:125]+"…", f.GetConnection()[:125]+"…"
+		}
+		return nil
+	})
+	x, err := serve(t, testConfig(t), fake).rpc.ExplainClient(as(t, "read"), &presencev1.ExplainClientRequest{ClientId: "dev1"})
+	if err != nil || len(x.GetFacts()) != 2 {
+		t.Fatalf("%v, %v", x, err)
+	}
+	for i, want := range []string{"It ends the newest connection to its node.", "It is the newest connection to its node."} {
+		if got := x.GetFacts()[i].GetExplanation(); !strings.HasSuffix(got, want) {
+			t.Errorf("fact %d: %q, want %q", i, got, want)
+		}
+	}
+}
+
 // golden compares JSON with a file, but for white space.
 func golden(t *testing.T, file, body string) {
 	t.Helper()
