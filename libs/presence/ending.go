@@ -219,7 +219,8 @@ func (n *NodeState) rather(c *Close) Presence {
 // unkeyedEnding decides what closes that name no connection mean for the newest one (L2, L4).
 func (n *NodeState) unkeyedEnding(e *end) {
 	certain := e.profile.Certain
-	if !n.lateLinePending() {
+	pending, forgotten := n.lateLinePending()
+	if !pending && !forgotten {
 		certain |= e.profile.CertainOverTCP
 	}
 	var doubt, tie, takeover *Close
@@ -252,6 +253,9 @@ func (n *NodeState) unkeyedEnding(e *end) {
 		e.state, e.takeover, e.sinceMS = replaced, takeover.ClosedMS, takeover.ClosedMS
 	case n.PrunedMS != 0:
 		e.state, e.sinceMS = pruned, n.PrunedMS
+	case doubt != nil && forgotten && e.profile.CertainOverTCP.Has(doubt.Reason):
+		e.end(doubt)
+		e.state = pruned
 	case doubt != nil:
 		e.doubt(doubt)
 	case tie != nil:
@@ -261,16 +265,17 @@ func (n *NodeState) unkeyedEnding(e *end) {
 }
 
 // lateLinePending reports whether the end of a connection that was taken over may still come: any connection before the newest was not over TCP, or
-// was taken over without having been seen (H3).
-func (n *NodeState) lateLinePending() bool {
+// was taken over without having been seen (H3). It is forgotten if so much happened in so short a time that the set of marks does not tell.
+func (n *NodeState) lateLinePending() (pending, forgotten bool) {
 	if n.OtherMS != 0 {
-		return true
+		return true, false
 	}
+	full := len(n.Marks) == MaxMarks
 	for i, m := range n.Marks {
 		// What was there before the oldest mark is known only if the set is not full.
-		if m.Takeover && (i > 0 && n.Marks[i-1].Takeover || i == 0 && len(n.Marks) < MaxMarks) {
-			return true
+		if m.Takeover && (i > 0 && n.Marks[i-1].Takeover || i == 0 && !full) {
+			return true, false
 		}
 	}
-	return false
+	return false, full && n.Conn.OpenedMS-n.Marks[0].MS < deliveryMS
 }

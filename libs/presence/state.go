@@ -10,7 +10,7 @@ const (
 	MaxCloses       = 16                  // Closed kept per node that may concern a later connection
 	MaxEarlier      = 4                   // connections with a unique key kept per node besides the newest
 	MaxSkewed       = 16                  // the same, where stamps are not of one clock
-	MaxMarks        = 6                   // Opened and takeovers before the newest Opened kept per node of a dialect without a key
+	MaxMarks        = 16                  // Opened and takeovers before the newest Opened kept per node of a dialect without a key
 	MaxObservations = 4                   // Observed kept per client
 	MaxAgeMS        = 24 * 60 * 60 * 1000 // a node's facts older than the client's newest Opened by more are dropped
 )
