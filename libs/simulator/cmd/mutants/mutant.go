@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{"L4", "equal stamps are an end", "ending.go",
 		"case n.Known && (!c.after(&n.Conn) || n.UnorderedMS == c.ClosedMS):", "case false:"},
 	{"L4", "only the connection before may end late", "ending.go",
-		"	if n.OtherMS != 0 {\n		return true\n	}\n", ""},
+		"	if n.OtherMS != 0 {\n		return true, false\n	}\n", ""},
 	{"L4", "a stranger's refused login is the client's end", "status.go",
 		"if n.strangersOnly() {", "if false {"},
 	{"L3", "of two near each other the higher stamp is the newer", "status.go",
