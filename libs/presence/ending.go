@@ -189,7 +189,8 @@ func (n *NodeState) unseenNewer(c *Close, than *Connection, p *Profile) bool {
 		return false
 	}
 	if n.Skewed {
-		return than.Order != 0 && c.Order > than.Order
+		// The broker's numbers begin anew after an hour.
+		return than.Order != 0 && c.Order > than.Order || c.ClosedMS-than.OpenedMS > 2*p.SkewMS
 	}
 	return p.OrderedFeed && c.after(than)
 }
