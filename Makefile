@@ -9,6 +9,7 @@ ARGS ?=
 FUZZTIME ?= 20s
 BENCHTIME ?= 1s
 SECONDS ?= 60
+SEED ?=
 LOAD_CLIENTS ?= 10000
 VERSION ?= local
 
@@ -74,8 +75,8 @@ fuzz: ## Run each fuzz target of every module for FUZZTIME (default 20s).
 	done <<<"$$targets"
 
 .PHONY: soak
-soak: ## Check the laws of the fold on new simulated histories for SECONDS (default 60).
-	@cd libs && go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./simulator -soak $(SECONDS)s
+soak: ## Check the laws of the fold on new simulated histories for SECONDS (default 60), from SEED if given.
+	@cd libs && go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./simulator -soak $(SECONDS)s $(if $(SEED),-soak-seed $(SEED))
 
 .PHONY: mutants
 mutants: ## Break the fold on purpose, one way at a time, and see the tests catch each.

@@ -10,7 +10,10 @@ import (
 	"unicode"
 )
 
-var soak = flag.Duration("soak", 0, "TestSoak makes histories from new seeds for so long")
+var (
+	soak     = flag.Duration("soak", 0, "TestSoak makes histories from new seeds for so long")
+	soakSeed = flag.Uint64("soak-seed", 0, "first seed of TestSoak, as its closing line tells it; 0: a new one")
+)
 
 // volume is how many histories of a setup are made, by mode: more than 100,000 in all.
 var volume = [numModes]int{Exact: 2_000, Clocks: 800, Lossy: 1_600, Silent: 400}
@@ -100,7 +103,10 @@ func kind(problem string) string {
 // TestSoak does the same from new seeds for as long as -soak says.
 func TestSoak(t *testing.T) {
 	base := uint64(1) << 32
-	if *soak > 0 {
+	switch {
+	case *soakSeed != 0:
+		base = *soakSeed
+	case *soak > 0:
 		base = uint64(time.Now().UnixNano())
 	}
 	deadline := time.Now().Add(*soak)
