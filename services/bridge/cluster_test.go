@@ -129,7 +129,9 @@ func TestImpostors(t *testing.T) {
 		messages []message
 		want     string // what becomes of each, and the dialect at the end
 	}{
-		{"embedded broker, EMQX", []message{emqx, aws, tdmq, rule}, "fact other_broker other_broker fact emqx"},
+		{"embedded broker, EMQX", []message{emqx, aws, tdmq, rule}, "fact other_broker other_broker other_form emqx"},
+		{"EMQX, rule events", []message{rule, aws, rule}, "fact other_broker fact emqx"},
+		{"EMQX, system topics later", []message{rule, emqx, rule}, "fact fact other_form emqx"},
 		{"Mosquitto", []message{log, aws, tdmq, rule, plugin}, "fact other_broker other_broker other_broker fact mosquitto-2.0"},
 		{"Mosquitto, the client was first", []message{rule, log, rule, aws}, "fact fact other_broker other_broker mosquitto-2.0"},
 		{"EMQX, the client was first", []message{aws, emqx, aws}, "fact fact other_broker emqx"},
@@ -147,6 +149,8 @@ func TestImpostors(t *testing.T) {
 				switch result, _ := c.decode(&m); {
 				case result.dead != nil:
 					got = append(got, result.dead.reason)
+				case result.ignored != "":
+					got = append(got, result.ignored)
 				case len(result.facts) == 1:
 					got = append(got, "fact")
 				default:

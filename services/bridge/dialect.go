@@ -178,6 +178,7 @@ const (
 	ignoredVersion     = "version"      // noted
 	ignoredQueued      = "queued"       // a heartbeat from before the connection, of unknown age
 	ignoredRedelivered = "redelivered"  // the same message again
+	ignoredTwice       = "other_form"   // an event that the broker also tells in another form
 )
 
 // Reasons of dead letters.

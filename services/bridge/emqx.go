@@ -78,6 +78,7 @@ type emqxDecoder struct {
 	zoned    bool // the location is configured
 	nodes    map[string]*emqxNode
 	gateways map[string]bool
+	system   bool // client events have come under $SYS
 }
 
 // emqxNode is what is known of how a node writes its events.

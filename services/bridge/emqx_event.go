@@ -70,6 +70,7 @@ func (d *emqxDecoder) client(m *message, node, gateway, inTopic string) decoded 
 	if why != nil {
 		return decoded{dead: why}
 	}
+	d.system = true
 	n, four := d.node(node), e.Protocol == ""
 	if four && event == "disconnected" {
 		n.keyed = opinionOf(e.ConnectedAt != nil)
@@ -169,8 +170,8 @@ var ruleEvents = map[string]presence.Kind{
 }
 
 // rule reads a client event of the rule engine (emqx_rule_events.erl). EMQX 4 publishes them itself if rule_engine.events.client_connected and
-// client_disconnected are on; of EMQX 5 they come only if a rule publishes them again under the same topics. Enable either them or the
-// system topics: a client's connections would have two names.
+// client_disconnected are on; of EMQX 5 they come only if a rule publishes them again under the same topics. Once client events of the system topics
+// have come, they are left alone: a client's connections would have two names, and unlike the system topics any client may publish to theirs.
 //
 // From 5.8.6 on both events have connected_at, and the facts are those of the system topics. Before, peername, the client's address and port,
 // is in both and is the key (emqx-4-events). Where the node's version is not known, client_attrs shows 5.8: from 5.8.0 to 5.8.5 that gives a
@@ -178,6 +179,9 @@ var ruleEvents = map[string]presence.Kind{
 func (d *emqxDecoder) rule(m *message, kind presence.Kind) decoded {
 	if m.retain {
 		return ignore(ignoredRetained)
+	}
+	if d.system {
+		return ignore(ignoredTwice)
 	}
 	var e emqxEvent
 	if why := parseJSON(m.payload, &e); why != nil {

@@ -140,7 +140,8 @@ func (d *mosquittoDecoder) line(m *message, level string) decoded {
 	at, text := cutStamp(payload, d.location, m.receivedMS)
 	var order uint32
 	if at != 0 {
-		if from, ok := d.stamps.setBack(at); ok {
+		// Only the stamps of clients' lines are compared. Mosquitto 2.0.11 may write its last lines, when it is stopped, with the stamp of the second before.
+		if from, ok := d.stamps.setBack(at, aboutClient(text)); ok {
 			d.step = &stepBack{node: mosquittoNode, fromMS: from, toMS: at - 1}
 			d.clock = skew{}
 		}
@@ -268,7 +269,7 @@ type stampCounter struct {
 	count   uint32
 	counted bool // the session saw the stamp begin
 	started bool
-	last    int64 // of the line before; 0: none
+	last    int64 // of the line about a client before; 0: none
 	sinceMS int64 // when the subscription began; 0: not yet; -1: lines from before it may come
 }
 
@@ -291,9 +292,12 @@ func (c *stampCounter) subscribed(atMS int64) {
 	}
 }
 
-// setBack reports whether the stamp of the next line shows that the clock was set back, and from when: the latest stamp of the session. One MQTT
+// setBack reports whether the stamp of the next line about a client shows that the clock was set back, and from when: the latest stamp of the session. One MQTT
 // session keeps the order of lines, so that a stamp below the one before shows it, by however little: time has passed between the two.
-func (c *stampCounter) setBack(at int64) (fromMS int64, ok bool) {
+func (c *stampCounter) setBack(at int64, client bool) (fromMS int64, ok bool) {
+	if !client {
+		return 0, false
+	}
 	ok = at < c.last
 	c.last = at
 	return c.latest, ok

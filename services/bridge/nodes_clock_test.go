@@ -153,6 +153,12 @@ func TestMosquittoClockSetBack_H9(t *testing.T) {
 			t.Errorf("stamp %d: %+v", s, step)
 		}
 	}
+	if r := d.decode(&message{topic: mosquittoLog + "I", payload: fmt.Appendf(nil, "%d: Saving in-memory database to /mosquitto.db.", t0/1000+4), receivedMS: now}); r.stepBack != nil {
+		t.Errorf("the line of a broker that stops: %+v", r.stepBack)
+	}
+	if step := line(5); step != nil {
+		t.Errorf("after it: %+v", step)
+	}
 	// However small a step, what ends after it may seem to end before it began.
 	if step := line(4); step == nil || *step != (stepBack{mosquittoNode, t0 + 5_000, t0 + 3_999}) {
 		t.Errorf("one second back: %+v", step)
