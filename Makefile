@@ -76,7 +76,8 @@ fuzz: ## Run each fuzz target of every module for FUZZTIME (default 20s).
 
 .PHONY: soak
 soak: ## Check the laws of the fold on new simulated histories for SECONDS (default 60), from SEED if given.
-	@cd libs && go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./simulator -soak $(SECONDS)s $(if $(SEED),-soak-seed $(SEED))
+	@cd libs && go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./simulator -soak $(SECONDS)s $(if $(SEED),-soak-seed $(SEED)) | \
+		awk '/^soak: / { closing = $$0; next } { print } END { print closing }'
 
 .PHONY: mutants
 mutants: ## Break the fold on purpose, one way at a time, and see the tests catch each.
