@@ -72,8 +72,12 @@ func newCluster(c ClusterConfig, cfg *Config, m *metrics, log *slog.Logger) (*cl
 		name: c.Name, log: log, metrics: m, format: cfg.Format(), interval: cfg.HeartbeatInterval, assertNow: make(chan struct{}, 1),
 		dialects: selectDialects(c.Dialect), nodes: newNodes(c.Name), feed: newFeed(c.Name, cfg.Name, cfg.LeaseDuration),
 	}
+	decoders := decoderConfig{cluster: c.Name, location: location, mqtt: &c.MQTTConfig}
+	for _, other := range cfg.clusters() {
+		decoders.clusters = append(decoders.clusters, other.Name)
+	}
 	for _, d := range cl.dialects {
-		cl.decoders = append(cl.decoders, d.newDecoder(decoderConfig{cluster: c.Name, location: location, mqtt: &c.MQTTConfig}))
+		cl.decoders = append(cl.decoders, d.newDecoder(decoders))
 	}
 	if len(cl.dialects) == 1 {
 		cl.feed.fact.Dialect = cl.dialects[0].name

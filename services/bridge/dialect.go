@@ -116,6 +116,7 @@ type message struct {
 // decoderConfig is what a decoder needs to know about its cluster.
 type decoderConfig struct {
 	cluster  string
+	clusters []string       // the names of all that are configured
 	location *time.Location // of stamps that name no zone
 	mqtt     *MQTTConfig    // for dialects that are configured
 }

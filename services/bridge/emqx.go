@@ -36,7 +36,7 @@ import (
 // The clients of a gateway (STOMP, CoAP, LwM2M, ...) have client IDs of their own: d1 of MQTT and d1 of CoAP are two clients (H21). The facts of
 // a gateway's clients go to a cluster of their own, named <cluster>-<gateway> in lower case, such as default-coap. From its first client on
 // the bridge asserts the nodes and the feed of that cluster too: floors, silence and staleness hold there as they do for MQTT. Where that is
-// no valid cluster name, or there are more than [maxGateways], the events are dead letters (gateway_cluster).
+// no valid cluster name, or that of a cluster which is configured, or there are more than [maxGateways], the events are dead letters (gateway_cluster).
 var emqxDialect = &dialect{
 	name:      presence.DialectEMQX,
 	profiles:  []string{presence.DialectEMQX50, presence.DialectEMQX43, presence.DialectEMQX40, presence.DialectEMQX4Events},
@@ -55,7 +55,7 @@ var emqxDialect = &dialect{
 	},
 	newDecoder: func(c decoderConfig) decoder {
 		return &emqxDecoder{
-			cluster: c.cluster, location: c.location, zoned: c.mqtt != nil && c.mqtt.Timezone != "",
+			cluster: c.cluster, clusters: c.clusters, location: c.location, zoned: c.mqtt != nil && c.mqtt.Timezone != "",
 			nodes: map[string]*emqxNode{}, gateways: map[string]bool{},
 		}
 	},
@@ -74,6 +74,7 @@ const replacement = "\uFFFD"
 
 type emqxDecoder struct {
 	cluster  string
+	clusters []string // that are configured: no gateway may have the name of one
 	location *time.Location
 	zoned    bool // the location is configured
 	nodes    map[string]*emqxNode

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -115,6 +116,9 @@ func (d *emqxDecoder) clusterOf(gateway string) (string, *unreadable) {
 	name := d.cluster + "-" + gateway
 	if err := eventlog.ValidCluster(name); err != nil {
 		return "", &unreadable{deadGateway, fmt.Sprintf("the clients of gateway %.80q need a cluster of their own: %v", gateway, err)}
+	}
+	if slices.Contains(d.clusters, name) {
+		return "", &unreadable{deadGateway, fmt.Sprintf("the clients of gateway %q need a cluster of their own, and %s is configured: give that another name", gateway, name)}
 	}
 	if !d.gateways[gateway] && len(d.gateways) >= maxGateways {
 		return "", &unreadable{deadGateway, fmt.Sprintf("gateway %q would be one of more than %d", gateway, maxGateways)}

@@ -133,12 +133,15 @@ func TestKeysOfEMQX4_H19(t *testing.T) {
 }
 
 func TestGatewaysAreBounded_H21(t *testing.T) {
-	d := emqxDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
+	d := emqxDialect.newDecoder(decoderConfig{cluster: "default", clusters: []string{"default", "default-stomp"}, location: time.UTC})
 	event := func(gateway string) decoded {
 		return d.decode(&message{
 			topic: "$SYS/brokers/emqx@n1/gateway/" + gateway + "/clients/d1/connected", receivedMS: receivedMS,
 			payload: []byte(`{"clientid":"d1","protocol":"x","connected_at":1000,"ts":1001}`),
 		})
+	}
+	if r := event("STOMP"); r.dead == nil || r.dead.reason != deadGateway {
+		t.Errorf("one whose cluster is another broker's: %+v", r)
 	}
 	for i := range maxGateways {
 		name := "gw" + string(rune('a'+i))
