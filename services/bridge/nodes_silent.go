@@ -9,6 +9,8 @@ import (
 const (
 	// silentAfter is how many heartbeats must stay away until a node is silent.
 	silentAfter = 3
+	// lateMS is how late the last of them may be, of a broker that is busy.
+	lateMS = 5_000
 	// tickGapMS is how far apart two ticks may be while the bridge runs as it should.
 	tickGapMS = 5_000
 )
@@ -59,7 +61,7 @@ func (n *nodes) silences(nowMS int64) []presence.NodeFact {
 		if every == 0 || m.gone || m.silent || m.heardMS == 0 {
 			continue
 		}
-		if nowMS-max(m.heardMS, n.upSinceMS) > silentAfter*max(every, m.everyMS) {
+		if nowMS-max(m.heardMS, n.upSinceMS) > silentAfter*max(every, m.everyMS)+lateMS {
 			m.silent = true
 			facts = append(facts, n.fact(presence.NodeSilent, name, m.dialect, 0, nowMS))
 		}
