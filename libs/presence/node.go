@@ -227,16 +227,19 @@ func widen(from, to, from2, to2 int64, has bool) (int64, int64) {
 func (c *Cluster) FeedGap() (fromMS, toMS int64, open bool) {
 	whole := false
 	for _, f := range c.Feeds {
-		from, to := f.GapFromMS, f.GapToMS
-		if f.DroppedToMS > to && (from == 0 || to != 0) {
-			from, to = max(from, f.DroppedFromMS), f.DroppedToMS
+		healed := func(to int64) bool { return to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) }
+		whole = true
+		if f.GapFromMS != 0 && !healed(f.GapToMS) {
+			fromMS, toMS = widen(fromMS, toMS, f.GapFromMS, f.GapToMS, open)
+			whole, open = false, true
 		}
-		if from == 0 || to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) {
-			whole = true
+		if f.DroppedToMS != 0 && !healed(f.DroppedToMS) {
+			fromMS, toMS = widen(fromMS, toMS, f.DroppedFromMS, f.DroppedToMS, open)
+			whole, open = false, true
+		}
+		if whole {
 			break
 		}
-		fromMS, toMS = widen(fromMS, toMS, from, to, open)
-		open = true
 	}
 	if whole {
 		fromMS, toMS, open = 0, 0, false

@@ -75,7 +75,7 @@ var mutants = []mutant{
 	{"L6", "a silent node is alive", "status.go",
 		"case e.nodeTable != nil && e.nodeTable.Silent():", "case false:"},
 	{"L7", "a gap is forgotten when it ends", "node.go",
-		"if from == 0 || to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) {", "if from == 0 || to != 0 {"},
+		"return to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) }", "return to != 0 }"},
 	{"L7", "a client never seen is offline", "status.go",
 		"if c != nil && c.FeedComplete() {", "if c != nil {"},
 	{"L8", "closes are kept without bound", "apply.go",
