@@ -83,65 +83,99 @@ func (x *Earlier) connection(dialect string) *Connection {
 	return &Connection{Key: x.Key, Dialect: dialect, OpenedMS: x.OpenedMS, Order: x.Order, Seen: x.Seen, ReceivedMS: x.ReceivedMS}
 }
 
+// rivals are the connections of a node whose clock was set back that came to the bridge with the newest by stamp, or later, and so may be newer.
+type rivals struct {
+	newest   *Earlier // by stamp
+	last     *Earlier // by reception
+	alive    *Earlier // the last without a Closed
+	closed   *Earlier // the last that ended, and not by takeover
+	anyEnded bool
+	full     bool // others may have been dropped
+}
+
 // afterSetBack decides for a node whose clock was set back over the newest connection's stamp: any connection opened since then has a smaller
-// one. Those that came to the bridge with it or later may be newer, and are told apart by their ends, if the dialect tells which Closed is whose.
+// one. What came to the bridge before does not count; of the rest, the ends tell which is the current one, if the dialect tells which Closed is whose.
+//
+//	the node began a newer generation since ..... the newest of that generation
+//	ends by takeover are told, this one is open . this one: a newer one would have ended it
+//	                     another one is open .... that one
+//	                     all have ended ......... the last that was not taken over
+//	they are not told,   all are open, or none .. as it is
+//	                     otherwise .............. undecided: a delay may have turned around which came last
+//	more came than are kept ..................... undecided for want of them, unless one is known to be open
 func (n *NodeState) afterSetBack(e *end) {
+	over := e.state == ended
 	received := n.Conn.ReceivedMS
 	if !n.Conn.Seen {
 		received = n.End.ReceivedMS
 	}
-	over := e.state == ended
-	died := !over && n.generationEnds(e)
-	if died {
-		received = e.nodeTable.StartedReceivedMS
-	}
-	var newest, last, alive, closed *Earlier // by stamp; by reception
-	anyEnded := false
-	for i := range n.Earlier {
-		x := &n.Earlier[i]
-		if !x.Seen || x.ReceivedMS+SettleMS < received || died && x.ReceivedMS < received {
-			continue
-		}
-		if last == nil || x.ReceivedMS >= last.ReceivedMS {
-			last = x
-		}
-		newest, anyEnded = x, anyEnded || x.Ended
-		switch {
-		case !x.Ended:
-			// One that died with a former generation of the node has no Closed either.
-			if alive == nil || !n.generationEnds(&end{nodeTable: e.nodeTable, conn: x.connection(e.conn.Dialect)}) {
-				alive = x
-			}
-		case x.TakeoverMS == 0 && (closed == nil || x.ReceivedMS >= closed.ReceivedMS):
-			closed = x
-		}
-	}
-	full := len(n.Earlier) == MaxEarlier && n.Earlier[0].OpenedMS >= e.nodeTable.SetBackToMS
 	switch {
 	case !e.profile.NamesOpening:
 		e.undecide(over)
-	case died && newest != nil:
-		n.become(e, newest)
-	case died && !full:
-	case e.profile.ClosedOnTakeover && !over && !died:
-		// Had another one followed, this one would have been taken over.
-	case e.profile.ClosedOnTakeover && alive != nil:
-		n.become(e, alive)
-	case full:
+	case !over && n.generationEnds(e):
+		switch r := n.rivals(e, e.nodeTable.StartedReceivedMS, 0); {
+		case r.newest != nil:
+			n.become(e, r.newest)
+		case r.full:
+			e.state = pruned
+		}
+	case e.profile.ClosedOnTakeover && over:
+		n.setBackTold(e, received)
+	case !e.profile.ClosedOnTakeover:
+		n.setBackUntold(e, received)
+	}
+}
+
+// rivals returns the connections that were received at sinceMS or later, or before by less than the slack.
+func (n *NodeState) rivals(e *end, sinceMS, slackMS int64) rivals {
+	r := rivals{full: len(n.Earlier) == MaxEarlier && n.Earlier[0].OpenedMS >= e.nodeTable.SetBackToMS}
+	for i := range n.Earlier {
+		x := &n.Earlier[i]
+		if !x.Seen || x.ReceivedMS+slackMS < sinceMS {
+			continue
+		}
+		if r.last == nil || x.ReceivedMS >= r.last.ReceivedMS {
+			r.last = x
+		}
+		r.newest, r.anyEnded = x, r.anyEnded || x.Ended
+		switch {
+		case !x.Ended:
+			// One that died with a former generation of the node has no Closed either.
+			if r.alive == nil || !n.generationEnds(&end{nodeTable: e.nodeTable, conn: x.connection(e.conn.Dialect)}) {
+				r.alive = x
+			}
+		case x.TakeoverMS == 0 && (r.closed == nil || x.ReceivedMS >= r.closed.ReceivedMS):
+			r.closed = x
+		}
+	}
+	return r
+}
+
+// setBackTold decides where the newest by stamp has ended and every takeover gets a Closed.
+func (n *NodeState) setBackTold(e *end, received int64) {
+	switch r := n.rivals(e, received, SettleMS); {
+	case r.alive != nil:
+		n.become(e, r.alive)
+	case r.full:
 		e.state = pruned
-	case last == nil:
-	case e.profile.ClosedOnTakeover && closed != nil && (e.takeover != 0 || closed.ReceivedMS >= received):
-		// Of several that ended, the last is one that was not taken over.
-		n.become(e, closed)
-	case e.profile.ClosedOnTakeover && e.takeover == 0:
-	case e.profile.ClosedOnTakeover:
-		n.become(e, last)
-	case over && alive == nil || !over && !anyEnded:
+	case r.closed != nil && (e.takeover != 0 || r.closed.ReceivedMS >= received):
+		n.become(e, r.closed)
+	case r.last != nil && e.takeover != 0:
+		n.become(e, r.last)
+	}
+}
+
+// setBackUntold decides where a takeover gets no Closed.
+func (n *NodeState) setBackUntold(e *end, received int64) {
+	over := e.state == ended
+	switch r := n.rivals(e, received, SettleMS); {
+	case r.full:
+		e.state = pruned
+	case r.last == nil || over && r.alive == nil || !over && !r.anyEnded:
 	default:
-		// Without a Closed for a takeover, all hangs on which came last, and a delay may have turned that around.
-		if last.ReceivedMS >= received {
-			n.become(e, last)
-			over = last.Ended
+		if r.last.ReceivedMS >= received {
+			n.become(e, r.last)
+			over = r.last.Ended
 		}
 		e.undecide(over)
 	}

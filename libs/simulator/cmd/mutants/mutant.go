@@ -67,7 +67,7 @@ var mutants = []mutant{
 	{"L6", "only the node's clock tells generations apart", "ending.go",
 		"return e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS", "return false"},
 	{"L6", "of connections without a Closed the one with the largest stamp lives, whatever died", "current.go",
-		"if alive == nil || !n.generationEnds(", "if true || !n.generationEnds("},
+		"if r.alive == nil || !n.generationEnds(", "if true || !n.generationEnds("},
 	{"L6", "every heartbeat raises the floor", "node.go",
 		"if f.Kind == NodeStarted && (f.StartedReceivedMS", "if (f.StartedReceivedMS"},
 	{"L6", "a node that left the list has lost its clients", "status.go",
