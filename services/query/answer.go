@@ -25,6 +25,12 @@ type StateReader interface {
 	// Errors have a gRPC status: UNAVAILABLE if nobody could answer, FAILED_PRECONDITION with ErrorInfo reason
 	// MIN_OFFSET_NOT_REACHED if a min_offset was not applied in time. The answer is the caller's, to read only.
 	GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error)
+	// ListStates, GetCounts, ListUsernames and CheckStore are those of StateService. Over the network they answer for all partitions,
+	// so not_owned is empty, or fail with UNAVAILABLE.
+	ListStates(ctx context.Context, req *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error)
+	GetCounts(ctx context.Context, req *presencev1.GetCountsRequest) (*presencev1.GetCountsResponse, error)
+	ListUsernames(ctx context.Context, req *presencev1.ListUsernamesRequest) (*presencev1.ListUsernamesResponse, error)
+	CheckStore(ctx context.Context, req *presencev1.CheckStoreRequest) (*presencev1.CheckStoreResponse, error)
 }
 
 // routed is a reader that learns from Kafka whom to ask.

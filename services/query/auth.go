@@ -149,13 +149,13 @@ func (g *gate) reloadOnce() {
 	}
 }
 
-// admit checks the credentials of an authorization header, the permission and the rate.
-func (g *gate) admit(ctx context.Context, authorization string, need permission) error {
-	if authorization == "" {
+// admit checks who calls, the permission and the rate.
+func (g *gate) admit(ctx context.Context, c caller, need permission) error {
+	if c.authorization == "" {
 		return g.refuse(refusedAbsent, status.Error(codes.Unauthenticated,
 			"no credentials; send those of an account as HTTP Basic authorization"))
 	}
-	a, err := g.authenticate(ctx, authorization)
+	a, err := g.authenticate(ctx, c.authorization)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,10 @@ import (
 )
 
 // constant is the least that a reader can do.
-type constant struct{ answer *presencev1.GetStatesResponse }
+type constant struct {
+	presencev1.UnimplementedStateServiceServer
+	answer *presencev1.GetStatesResponse
+}
 
 func newConstant(b *testing.B) constant {
 	b.Helper()
@@ -27,7 +30,7 @@ func newConstant(b *testing.B) constant {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return constant{answer}
+	return constant{answer: answer}
 }
 
 func (c constant) GetStates(context.Context, *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {

@@ -121,8 +121,10 @@ func httpStatus(code codes.Code) int {
 	switch code {
 	case codes.OK:
 		return http.StatusOK
-	case codes.InvalidArgument, codes.OutOfRange:
+	case codes.InvalidArgument:
 		return http.StatusBadRequest
+	case codes.OutOfRange:
+		return http.StatusGone
 	case codes.Unauthenticated:
 		return http.StatusUnauthorized
 	case codes.PermissionDenied:

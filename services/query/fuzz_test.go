@@ -16,7 +16,10 @@ import (
 )
 
 // listening remembers which client was asked for.
-type listening struct{ asked *[]string }
+type listening struct {
+	presencev1.UnimplementedStateServiceServer
+	asked *[]string
+}
 
 func (l listening) GetStates(_ context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
 	r := &presencev1.GetStatesResponse{}
@@ -40,7 +43,7 @@ func FuzzPath(f *testing.F) {
 		f.Add(s)
 	}
 	var asked []string
-	handler, err := query.Handler(testConfig(f), listening{&asked}, discardLog(), newRegistry())
+	handler, err := query.Handler(testConfig(f), listening{asked: &asked}, discardLog(), newRegistry())
 	if err != nil {
 		f.Fatal(err)
 	}

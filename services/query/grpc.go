@@ -3,7 +3,6 @@ package query
 import (
 	"context"
 	"crypto/tls"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,7 +13,6 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
@@ -31,9 +29,10 @@ const (
 
 // newGRPC returns a server of PresenceService, health and reflection. The last two need no account.
 func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config) (*grpc.Server, *health.Server) {
-	i := &interceptor{gate: g, metrics: m}
+	i := &interceptor{gate: g, metrics: m, calls: newCalls()}
 	opts := []grpc.ServerOption{
 		grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
 		grpc.ForceServerCodecV2(tolerantCodec{encoding.GetCodecV2(proto.Name)}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderList),
@@ -56,17 +55,18 @@ func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config) (*grpc.Serv
 type interceptor struct {
 	gate    *gate
 	metrics *metrics
+	calls   *calls
 }
 
 // unary admits calls of PresenceService, and measures them.
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	call, ours := strings.CutPrefix(info.FullMethod, "/"+presencev1.PresenceService_ServiceDesc.ServiceName+"/")
+	call, ours := methodOf(info.FullMethod)
 	if !ours {
 		return handler(ctx, req)
 	}
 	began := time.Now()
 	var answer any
-	err := i.gate.admit(ctx, authorization(ctx), permissionOf(info.FullMethod))
+	err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod).need)
 	if err == nil {
 		answer, err = handler(ctx, req)
 	}
@@ -74,23 +74,20 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	return answer, err
 }
 
-func permissionOf(fullMethod string) permission {
-	switch fullMethod {
-	case presencev1.PresenceService_GetStatus_FullMethodName:
-		return permConnect
-	case presencev1.PresenceService_GetClient_FullMethodName, presencev1.PresenceService_BatchGetClients_FullMethodName,
-		presencev1.PresenceService_ExplainClient_FullMethodName:
-		return permRead
+// stream admits streams of PresenceService, and measures how long they lasted.
+func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	call, ours := methodOf(info.FullMethod)
+	if !ours {
+		return handler(srv, stream)
 	}
-	// A call without a line here is for nobody but admins.
-	return permAdmin
-}
-
-func authorization(ctx context.Context) string {
-	if values := metadata.ValueFromIncomingContext(ctx, "authorization"); len(values) > 0 {
-		return values[0]
+	began := time.Now()
+	ctx := stream.Context()
+	err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod).need)
+	if err == nil {
+		err = handler(srv, stream)
 	}
-	return ""
+	i.metrics.observe(overGRPC, call, status.Code(err), began)
+	return err
 }
 
 // withReadableErrors returns the service with handlers that answer a message which does not decode, such as one whose client_id is not

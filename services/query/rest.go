@@ -34,6 +34,7 @@ type rest struct {
 	answers *answers
 	gate    *gate
 	metrics *metrics
+	calls   *calls
 	gateway http.Handler
 	openAPI []byte
 
@@ -43,7 +44,7 @@ type rest struct {
 
 func newREST(a *answers, g *gate, m *metrics) (*rest, error) {
 	h := &rest{
-		answers: a, gate: g, metrics: m, openAPI: presencev1.OpenAPI(),
+		answers: a, gate: g, metrics: m, calls: newCalls(), openAPI: presencev1.OpenAPI(),
 		bodyOnline: []byte(`{"online":true}`), bodyOffline: []byte(`{"online":false}`),
 		contentType: []string{"application/json"}, noStore: []string{"no-store"}, statusUnknown: []string{"unknown"},
 	}
@@ -128,7 +129,7 @@ func (h *rest) seed(w http.ResponseWriter, r *http.Request, rest string) {
 
 func (h *rest) seedAnswer(r *http.Request, segment string) (short, error) {
 	ctx := r.Context()
-	if err := h.gate.admit(ctx, r.Header.Get("Authorization"), permConnect); err != nil {
+	if err := h.gate.admit(ctx, callerOfHTTP(r), permConnect); err != nil {
 		return short{}, err
 	}
 	id, err := url.PathUnescape(segment)
@@ -176,33 +177,21 @@ func errNoSuchMethod(method string) error {
 	return status.Error(codes.Unimplemented, fmt.Sprintf("the path has no method %q; /openapi.json lists the calls", method))
 }
 
-// v1Call is what the gateway does not know of a call.
+// v1Call is a call below /v1 that is being answered.
 type v1Call struct {
-	name  string
-	need  permission
-	query []string
-	code  codes.Code // set by v1Error
-}
-
-func callOf(method, pattern string) *v1Call {
-	switch method + " " + pattern {
-	case "GET /v1/clients/{client_id=*}":
-		return &v1Call{name: "GetClient", need: permRead, query: []string{"cluster", "min_offset"}}
-	case "GET /v1/clients/{client_id=*}/explanation":
-		return &v1Call{name: "ExplainClient", need: permRead, query: []string{"cluster", "min_offset"}}
-	case "POST /v1/clients:batchGet":
-		return &v1Call{name: "BatchGetClients", need: permRead}
-	}
-	// A call without a line here is for nobody but admins.
-	return &v1Call{name: "other", need: permAdmin}
+	*call
+	code codes.Code // set by v1Error
 }
 
 // allowed returns the methods of a path below /v1 that was called with another.
 func allowed(path string) string {
-	if strings.HasPrefix(path, "/v1/clients/") {
-		return http.MethodGet
+	switch {
+	case strings.HasSuffix(path, ":batchGet"), strings.HasSuffix(path, ":check"):
+		return http.MethodPost
+	case strings.HasPrefix(path, "/v1/clients/") && strings.Count(path, "/") == 3:
+		return http.MethodGet + ", " + http.MethodDelete
 	}
-	return http.MethodPost
+	return http.MethodGet
 }
 
 type v1CallKey struct{}
@@ -212,7 +201,7 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request, pathParams map[string]string) {
 		began := time.Now()
 		pattern, _ := runtime.HTTPPattern(r.Context())
-		call := callOf(r.Method, pattern.String())
+		call := &v1Call{call: h.calls.path(r.Method, pattern.String())}
 		r = r.WithContext(context.WithValue(r.Context(), v1CallKey{}, call))
 		if err := h.admitV1(w, r, call); err != nil {
 			httpStatus := 0
@@ -231,7 +220,7 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 }
 
 func (h *rest) admitV1(w http.ResponseWriter, r *http.Request, call *v1Call) error {
-	if err := h.gate.admit(r.Context(), r.Header.Get("Authorization"), call.need); err != nil {
+	if err := h.gate.admit(r.Context(), callerOfHTTP(r), call.need); err != nil {
 		return err
 	}
 	if r.URL.RawQuery != "" {

@@ -255,7 +255,7 @@ func TestRequestsThatAreWrong(t *testing.T) {
 	}{
 		{"GET", "/", "", 404, "/openapi.json"},
 		{"GET", "/v2/clients/x", "", 404, "/openapi.json"},
-		{"GET", "/v1/clients", "", 404, "/openapi.json"},
+		{"GET", "/v1/nothing", "", 404, "/openapi.json"},
 		{"GET", "/v1/nothing", "", 404, "/openapi.json"},
 		{"GET", "/v1/clients/a/b", "", 404, "%2F"},
 		{"GET", "/client-id/a/b/status", "", 404, "%2F"},

@@ -39,6 +39,8 @@ const (
 // Router is the StateReader over the network. It finds the owner of each partition by asking Kafka for the members of the
 // materializers' consumer groups: a member's instance ID is the address of its StateService.
 type Router struct {
+	presencev1.UnimplementedStateServiceServer
+
 	cfg     Config
 	log     *slog.Logger
 	kafka   *kgo.Client

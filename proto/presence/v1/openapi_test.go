@@ -19,6 +19,7 @@ var plainCalls = []string{
 	"GET /client-id/{client_id}/status",
 	"POST /client-id/{client_id}/status",
 	"GET /openapi.json",
+	"GET /v1/clients:watch",
 }
 
 // publicCalls need no account, so none of the error answers applies to them.

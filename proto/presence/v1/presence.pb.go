@@ -10,6 +10,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -23,6 +24,2140 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ListClientsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// online, offline or unknown; empty: any.
+	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// Broker node of the current connection, or of the last one; empty: any.
+	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Username of the current connection, or of the last one; empty: any.
+	Username string `protobuf:"bytes,4,opt,name=username,proto3" json:"username,omitempty"`
+	// Beginning of the client ID, byte for byte; empty: any.
+	ClientIdPrefix string `protobuf:"bytes,5,opt,name=client_id_prefix,json=clientIdPrefix,proto3" json:"client_id_prefix,omitempty"`
+	// The status began at this time or later.
+	SinceFrom *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since_from,json=sinceFrom,proto3" json:"since_from,omitempty"`
+	// The status began before this time.
+	SinceBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since_before,json=sinceBefore,proto3" json:"since_before,omitempty"`
+	// Clients per page at most: 1 to 1,000; 0: 100. A page may hold fewer, even none, and still not be the last one.
+	PageSize int32 `protobuf:"varint,8,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, with the same filter; empty: the first page.
+	PageToken     string `protobuf:"bytes,9,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListClientsRequest) Reset() {
+	*x = ListClientsRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListClientsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListClientsRequest) ProtoMessage() {}
+
+func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
+func (*ListClientsRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ListClientsRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ListClientsRequest) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *ListClientsRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListClientsRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *ListClientsRequest) GetClientIdPrefix() string {
+	if x != nil {
+		return x.ClientIdPrefix
+	}
+	return ""
+}
+
+func (x *ListClientsRequest) GetSinceFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SinceFrom
+	}
+	return nil
+}
+
+func (x *ListClientsRequest) GetSinceBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SinceBefore
+	}
+	return nil
+}
+
+func (x *ListClientsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListClientsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListClientsResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Clients []*Client              `protobuf:"bytes,1,rep,name=clients,proto3" json:"clients,omitempty"`
+	// Of the next page; empty: this is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Clients that the filter selects, over all pages: for no filter, status, node, status and node, and username; absent for any other.
+	Total *int64 `protobuf:"varint,3,opt,name=total,proto3,oneof" json:"total,omitempty"`
+	// False while the rows do not show a change of nodes yet, or indexes are being built: total, and a list by since, may be off. The status
+	// of every client listed is right all the same.
+	Exact bool `protobuf:"varint,4,opt,name=exact,proto3" json:"exact,omitempty"`
+	// The worst of all partitions.
+	Freshness     *Freshness `protobuf:"bytes,5,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListClientsResponse) Reset() {
+	*x = ListClientsResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListClientsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListClientsResponse) ProtoMessage() {}
+
+func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
+func (*ListClientsResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListClientsResponse) GetClients() []*Client {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+func (x *ListClientsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListClientsResponse) GetTotal() int64 {
+	if x != nil && x.Total != nil {
+		return *x.Total
+	}
+	return 0
+}
+
+func (x *ListClientsResponse) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *ListClientsResponse) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+type ListSessionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT Client Identifier: 1 to 65,535 bytes of UTF-8; percent-encoded in a path.
+	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Wait until the record at this offset of the client's client-events partition has been applied.
+	MinOffset *int64 `protobuf:"varint,3,opt,name=min_offset,json=minOffset,proto3,oneof" json:"min_offset,omitempty"`
+	// Ask also whether the client was connected at this time, by its node's clock.
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsRequest) Reset() {
+	*x = ListSessionsRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsRequest) ProtoMessage() {}
+
+func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListSessionsRequest) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetMinOffset() int64 {
+	if x != nil && x.MinOffset != nil {
+		return *x.MinOffset
+	}
+	return 0
+}
+
+func (x *ListSessionsRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type ListSessionsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ClientId string                 `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	Cluster  string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Newest first.
+	Sessions []*Session `protobuf:"bytes,3,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Connections that ended before this may be missing; absent: none is.
+	CompleteSince *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=complete_since,json=completeSince,proto3" json:"complete_since,omitempty"`
+	// Only if the request has at.
+	At            *StatusAt  `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Freshness     *Freshness `protobuf:"bytes,6,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsResponse) Reset() {
+	*x = ListSessionsResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsResponse) ProtoMessage() {}
+
+func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListSessionsResponse) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *ListSessionsResponse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ListSessionsResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *ListSessionsResponse) GetCompleteSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CompleteSince
+	}
+	return nil
+}
+
+func (x *ListSessionsResponse) GetAt() *StatusAt {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ListSessionsResponse) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+// Session is one connection of a client. Times are by the clock of its node.
+type Session struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// open, closed or unknown: whether the facts decide.
+	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Node  string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// The dialect's connection key.
+	Key         string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	ConnectedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	// Absent while open.
+	DisconnectedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=disconnected_at,json=disconnectedAt,proto3" json:"disconnected_at,omitempty"`
+	// stated: the broker said when it ended; inferred: it ended at that time at the latest; empty while open.
+	End string `protobuf:"bytes,6,opt,name=end,proto3" json:"end,omitempty"`
+	// Why it ended: normal, connection_lost, keep_alive_timeout, ... or, where the end is inferred, the status reason: superseded,
+	// node_restarted, observed, ...
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The broker's own words.
+	RawReason string `protobuf:"bytes,8,opt,name=raw_reason,json=rawReason,proto3" json:"raw_reason,omitempty"`
+	Username  string `protobuf:"bytes,9,opt,name=username,proto3" json:"username,omitempty"`
+	Peer      string `protobuf:"bytes,10,opt,name=peer,proto3" json:"peer,omitempty"`
+	// tcp or websocket, where the broker tells.
+	Transport string `protobuf:"bytes,11,opt,name=transport,proto3" json:"transport,omitempty"`
+	// MQTT protocol level: 3, 4 or 5.
+	ProtocolVersion uint32 `protobuf:"varint,12,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_presence_v1_presence_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Session) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Session) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Session) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Session) GetConnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConnectedAt
+	}
+	return nil
+}
+
+func (x *Session) GetDisconnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DisconnectedAt
+	}
+	return nil
+}
+
+func (x *Session) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
+func (x *Session) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Session) GetRawReason() string {
+	if x != nil {
+		return x.RawReason
+	}
+	return ""
+}
+
+func (x *Session) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *Session) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Session) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *Session) GetProtocolVersion() uint32 {
+	if x != nil {
+		return x.ProtocolVersion
+	}
+	return 0
+}
+
+// StatusAt is the answer to "was it connected at that time?".
+type StatusAt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// online, offline or unknown.
+	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// connected, closed, not_connected (between two connections or before the first), inferred, history_pruned (before what is kept), feed_gap,
+	// not_applied (after the last fact), or the status reason of the connection that is current.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Index into sessions of the connection that decided; absent if none did.
+	Session       *int32 `protobuf:"varint,4,opt,name=session,proto3,oneof" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusAt) Reset() {
+	*x = StatusAt{}
+	mi := &file_presence_v1_presence_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusAt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusAt) ProtoMessage() {}
+
+func (x *StatusAt) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusAt.ProtoReflect.Descriptor instead.
+func (*StatusAt) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StatusAt) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *StatusAt) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *StatusAt) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StatusAt) GetSession() int32 {
+	if x != nil && x.Session != nil {
+		return *x.Session
+	}
+	return 0
+}
+
+type DeleteClientRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT Client Identifier: 1 to 65,535 bytes of UTF-8; percent-encoded in a path.
+	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster       string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteClientRequest) Reset() {
+	*x = DeleteClientRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteClientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteClientRequest) ProtoMessage() {}
+
+func (x *DeleteClientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteClientRequest.ProtoReflect.Descriptor instead.
+func (*DeleteClientRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DeleteClientRequest) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *DeleteClientRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type DeleteClientResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ClientId string                 `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	Cluster  string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Everything known up to this time is forgotten.
+	AsOf *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// Of the record in client-events; min_offset of a read that is to see the deletion.
+	Partition int32 `protobuf:"varint,4,opt,name=partition,proto3" json:"partition,omitempty"`
+	Offset    int64 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	// The deletion is applied: no answer shows the client any more. False if that could not be awaited; it will be.
+	Applied bool `protobuf:"varint,6,opt,name=applied,proto3" json:"applied,omitempty"`
+	// Until then client-events may still hold records of the client; absent if the topic keeps records without a limit of time.
+	EventsGoneBy  *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=events_gone_by,json=eventsGoneBy,proto3" json:"events_gone_by,omitempty"`
+	Freshness     *Freshness             `protobuf:"bytes,8,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteClientResponse) Reset() {
+	*x = DeleteClientResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteClientResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteClientResponse) ProtoMessage() {}
+
+func (x *DeleteClientResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteClientResponse.ProtoReflect.Descriptor instead.
+func (*DeleteClientResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DeleteClientResponse) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *DeleteClientResponse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *DeleteClientResponse) GetAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+func (x *DeleteClientResponse) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeleteClientResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DeleteClientResponse) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+func (x *DeleteClientResponse) GetEventsGoneBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EventsGoneBy
+	}
+	return nil
+}
+
+func (x *DeleteClientResponse) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+type GetStatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Usernames per page: 1 to 1,000; 0: 100.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page of usernames before; empty: the first page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Leave usernames out: they cost time where there are many.
+	SkipUsernames bool `protobuf:"varint,4,opt,name=skip_usernames,json=skipUsernames,proto3" json:"skip_usernames,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatsRequest) Reset() {
+	*x = GetStatsRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatsRequest) ProtoMessage() {}
+
+func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
+func (*GetStatsRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetStatsRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *GetStatsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetStatsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *GetStatsRequest) GetSkipUsernames() bool {
+	if x != nil {
+		return x.SkipUsernames
+	}
+	return false
+}
+
+type Stats struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Clients of the cluster, by status and in all.
+	Clients *StatusCounts `protobuf:"bytes,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	// By node of the current or the last connection; ascending by name. The name is empty for clients of which no connection is known.
+	Nodes []*NodeCounts `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// By username of the current or the last connection; largest first, then ascending by name.
+	Usernames []*UsernameCount `protobuf:"bytes,4,rep,name=usernames,proto3" json:"usernames,omitempty"`
+	// Of the next page of usernames; empty: this is the last one.
+	NextPageToken string `protobuf:"bytes,5,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// All clusters that clients are known of; ascending by name.
+	Clusters []*ClusterCounts `protobuf:"bytes,6,rep,name=clusters,proto3" json:"clusters,omitempty"`
+	// False while the rows do not show a change of nodes yet, or indexes are being built: counts may be off.
+	Exact bool `protobuf:"varint,7,opt,name=exact,proto3" json:"exact,omitempty"`
+	// The worst of all partitions.
+	Freshness     *Freshness `protobuf:"bytes,8,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stats) Reset() {
+	*x = Stats{}
+	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stats) ProtoMessage() {}
+
+func (x *Stats) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stats.ProtoReflect.Descriptor instead.
+func (*Stats) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Stats) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Stats) GetClients() *StatusCounts {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+func (x *Stats) GetNodes() []*NodeCounts {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Stats) GetUsernames() []*UsernameCount {
+	if x != nil {
+		return x.Usernames
+	}
+	return nil
+}
+
+func (x *Stats) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *Stats) GetClusters() []*ClusterCounts {
+	if x != nil {
+		return x.Clusters
+	}
+	return nil
+}
+
+func (x *Stats) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *Stats) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+type StatusCounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Online        int64                  `protobuf:"varint,1,opt,name=online,proto3" json:"online,omitempty"`
+	Offline       int64                  `protobuf:"varint,2,opt,name=offline,proto3" json:"offline,omitempty"`
+	Unknown       int64                  `protobuf:"varint,3,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Total         int64                  `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusCounts) Reset() {
+	*x = StatusCounts{}
+	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusCounts) ProtoMessage() {}
+
+func (x *StatusCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusCounts.ProtoReflect.Descriptor instead.
+func (*StatusCounts) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StatusCounts) GetOnline() int64 {
+	if x != nil {
+		return x.Online
+	}
+	return 0
+}
+
+func (x *StatusCounts) GetOffline() int64 {
+	if x != nil {
+		return x.Offline
+	}
+	return 0
+}
+
+func (x *StatusCounts) GetUnknown() int64 {
+	if x != nil {
+		return x.Unknown
+	}
+	return 0
+}
+
+func (x *StatusCounts) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type NodeCounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Clients       *StatusCounts          `protobuf:"bytes,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeCounts) Reset() {
+	*x = NodeCounts{}
+	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeCounts) ProtoMessage() {}
+
+func (x *NodeCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeCounts.ProtoReflect.Descriptor instead.
+func (*NodeCounts) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeCounts) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeCounts) GetClients() *StatusCounts {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+type ClusterCounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Clients       *StatusCounts          `protobuf:"bytes,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterCounts) Reset() {
+	*x = ClusterCounts{}
+	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterCounts) ProtoMessage() {}
+
+func (x *ClusterCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterCounts.ProtoReflect.Descriptor instead.
+func (*ClusterCounts) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ClusterCounts) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ClusterCounts) GetClients() *StatusCounts {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+type UsernameCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Username      string                 `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
+	Clients       int64                  `protobuf:"varint,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsernameCount) Reset() {
+	*x = UsernameCount{}
+	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsernameCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsernameCount) ProtoMessage() {}
+
+func (x *UsernameCount) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsernameCount.ProtoReflect.Descriptor instead.
+func (*UsernameCount) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UsernameCount) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *UsernameCount) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+type ListNodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster       string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListNodesRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+type ListNodesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Ascending by name.
+	Nodes []*Node `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// One for each bridge; ascending by name.
+	Feeds []*Feed `protobuf:"bytes,3,rep,name=feeds,proto3" json:"feeds,omitempty"`
+	// An interruption that nothing has healed yet; absent if there is none.
+	Gap *Gap `protobuf:"bytes,4,opt,name=gap,proto3" json:"gap,omitempty"`
+	// Everything since every node's generation began has been received: a client never seen is offline.
+	Complete      bool       `protobuf:"varint,5,opt,name=complete,proto3" json:"complete,omitempty"`
+	Freshness     *Freshness `protobuf:"bytes,6,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListNodesResponse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ListNodesResponse) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetFeeds() []*Feed {
+	if x != nil {
+		return x.Feeds
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetGap() *Gap {
+	if x != nil {
+		return x.Gap
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *ListNodesResponse) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+type Node struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// ok, silent, gone or unheard.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// When this boot generation began, by the node's clock: no older connection of it is alive.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// The latest heartbeat, by the bridge's clock.
+	AliveAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=alive_at,json=aliveAt,proto3" json:"alive_at,omitempty"`
+	// When silence was asserted, and when it left the broker's own list; by the bridge's clock; absent if it did not.
+	SilentAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=silent_at,json=silentAt,proto3" json:"silent_at,omitempty"`
+	GoneAt   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=gone_at,json=goneAt,proto3" json:"gone_at,omitempty"`
+	// Clients whose current or last connection is of this node.
+	Clients       *StatusCounts `protobuf:"bytes,7,opt,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Node) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Node) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Node) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Node) GetAliveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AliveAt
+	}
+	return nil
+}
+
+func (x *Node) GetSilentAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SilentAt
+	}
+	return nil
+}
+
+func (x *Node) GetGoneAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GoneAt
+	}
+	return nil
+}
+
+func (x *Node) GetClients() *StatusCounts {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// Feed is a bridge's subscription to a cluster's client events.
+type Feed struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Bridge string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	// ok, disconnected or expired: no heartbeat came within the lease.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// The latest heartbeat, by the bridge's clock.
+	AliveAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=alive_at,json=aliveAt,proto3" json:"alive_at,omitempty"`
+	// The feed counts as down if no heartbeat follows within.
+	LeaseMs int64 `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	// Facts dropped at the bound of the bridge's spool, in all.
+	DroppedCount  int64 `protobuf:"varint,5,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Feed) Reset() {
+	*x = Feed{}
+	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Feed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Feed) ProtoMessage() {}
+
+func (x *Feed) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Feed.ProtoReflect.Descriptor instead.
+func (*Feed) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Feed) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *Feed) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Feed) GetAliveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AliveAt
+	}
+	return nil
+}
+
+func (x *Feed) GetLeaseMs() int64 {
+	if x != nil {
+		return x.LeaseMs
+	}
+	return 0
+}
+
+func (x *Feed) GetDroppedCount() int64 {
+	if x != nil {
+		return x.DroppedCount
+	}
+	return 0
+}
+
+// Gap is a time in which events may have been lost, by the bridge's clock.
+type Gap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Absent while it lasts.
+	To            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_presence_v1_presence_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Gap) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Gap) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type WatchClientsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// MQTT broker cluster; empty: the service's default.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Transitions to or from this status: online, offline or unknown; empty: any.
+	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// Broker node of the connection that decided; empty: any.
+	Node     string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Username string `protobuf:"bytes,4,opt,name=username,proto3" json:"username,omitempty"`
+	// Beginning of the client ID, byte for byte; empty: any.
+	ClientIdPrefix string `protobuf:"bytes,5,opt,name=client_id_prefix,json=clientIdPrefix,proto3" json:"client_id_prefix,omitempty"`
+	// These clients only; at most 1,000.
+	ClientIds []string `protobuf:"bytes,6,rep,name=client_ids,json=clientIds,proto3" json:"client_ids,omitempty"`
+	// resume_token of the last message received: what came after it follows. Empty: from now on.
+	ResumeToken string `protobuf:"bytes,7,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Begin with all clients that the filter selects now, then go on with transitions. Not together with resume_token.
+	Snapshot bool `protobuf:"varint,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Hold a client's transition back until none has followed for this long, at most 10 minutes, and send only the last one, or none if the
+	// client is back where it was.
+	Debounce *durationpb.Duration `protobuf:"bytes,9,opt,name=debounce,proto3" json:"debounce,omitempty"`
+	// Time between two messages at most, 1 s to 5 min; absent: 15 s.
+	Heartbeat     *durationpb.Duration `protobuf:"bytes,10,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchClientsRequest) Reset() {
+	*x = WatchClientsRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchClientsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchClientsRequest) ProtoMessage() {}
+
+func (x *WatchClientsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchClientsRequest.ProtoReflect.Descriptor instead.
+func (*WatchClientsRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WatchClientsRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *WatchClientsRequest) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *WatchClientsRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *WatchClientsRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *WatchClientsRequest) GetClientIdPrefix() string {
+	if x != nil {
+		return x.ClientIdPrefix
+	}
+	return ""
+}
+
+func (x *WatchClientsRequest) GetClientIds() []string {
+	if x != nil {
+		return x.ClientIds
+	}
+	return nil
+}
+
+func (x *WatchClientsRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchClientsRequest) GetSnapshot() bool {
+	if x != nil {
+		return x.Snapshot
+	}
+	return false
+}
+
+func (x *WatchClientsRequest) GetDebounce() *durationpb.Duration {
+	if x != nil {
+		return x.Debounce
+	}
+	return nil
+}
+
+func (x *WatchClientsRequest) GetHeartbeat() *durationpb.Duration {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return nil
+}
+
+// WatchClientsResponse is one message of a watch.
+type WatchClientsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// transition, removed (the client was forgotten or has expired), client (of the snapshot), snapshot_end, skipped or heartbeat.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Everything up to here was sent: to be handed to the next watch with the same filter.
+	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// transition and removed.
+	Transition *ClientTransition `protobuf:"bytes,3,opt,name=transition,proto3" json:"transition,omitempty"`
+	// client.
+	Client *Client `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	// skipped: this consumer was too slow for the buffer.
+	Skipped *Skipped `protobuf:"bytes,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	// heartbeat and snapshot_end.
+	Freshness     *Freshness `protobuf:"bytes,6,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchClientsResponse) Reset() {
+	*x = WatchClientsResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchClientsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchClientsResponse) ProtoMessage() {}
+
+func (x *WatchClientsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchClientsResponse.ProtoReflect.Descriptor instead.
+func (*WatchClientsResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WatchClientsResponse) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *WatchClientsResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchClientsResponse) GetTransition() *ClientTransition {
+	if x != nil {
+		return x.Transition
+	}
+	return nil
+}
+
+func (x *WatchClientsResponse) GetClient() *Client {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *WatchClientsResponse) GetSkipped() *Skipped {
+	if x != nil {
+		return x.Skipped
+	}
+	return nil
+}
+
+func (x *WatchClientsResponse) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+type ClientTransition struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ClientId string                 `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	Cluster  string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// online, offline or unknown.
+	Status         string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	PreviousStatus string `protobuf:"bytes,4,opt,name=previous_status,json=previousStatus,proto3" json:"previous_status,omitempty"`
+	// Which rule decided, as in Client; removed: forgotten or expired.
+	StatusReason string `protobuf:"bytes,5,opt,name=status_reason,json=statusReason,proto3" json:"status_reason,omitempty"`
+	// online or offline: the best guess, also where status is unknown.
+	Belief string `protobuf:"bytes,6,opt,name=belief,proto3" json:"belief,omitempty"`
+	// When the status began, on the node's clock.
+	Since *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
+	Node  string                 `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
+	// The dialect's connection key.
+	Key         string                 `protobuf:"bytes,9,opt,name=key,proto3" json:"key,omitempty"`
+	ConnectedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=connected_at,json=connectedAt,proto3" json:"connected_at,omitempty"`
+	Username    string                 `protobuf:"bytes,11,opt,name=username,proto3" json:"username,omitempty"`
+	Peer        string                 `protobuf:"bytes,12,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Why the connection ended, if it did, and in the broker's own words.
+	CloseReason    string `protobuf:"bytes,13,opt,name=close_reason,json=closeReason,proto3" json:"close_reason,omitempty"`
+	CloseRawReason string `protobuf:"bytes,14,opt,name=close_raw_reason,json=closeRawReason,proto3" json:"close_raw_reason,omitempty"`
+	// Event time of the fact behind it.
+	Time *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=time,proto3" json:"time,omitempty"`
+	// Version: monotone per client.
+	EventOffset     int64 `protobuf:"varint,16,opt,name=event_offset,json=eventOffset,proto3" json:"event_offset,omitempty"`
+	NodeEventOffset int64 `protobuf:"varint,17,opt,name=node_event_offset,json=nodeEventOffset,proto3" json:"node_event_offset,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ClientTransition) Reset() {
+	*x = ClientTransition{}
+	mi := &file_presence_v1_presence_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientTransition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientTransition) ProtoMessage() {}
+
+func (x *ClientTransition) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientTransition.ProtoReflect.Descriptor instead.
+func (*ClientTransition) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ClientTransition) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetPreviousStatus() string {
+	if x != nil {
+		return x.PreviousStatus
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetStatusReason() string {
+	if x != nil {
+		return x.StatusReason
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetBelief() string {
+	if x != nil {
+		return x.Belief
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ClientTransition) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetConnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConnectedAt
+	}
+	return nil
+}
+
+func (x *ClientTransition) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetCloseReason() string {
+	if x != nil {
+		return x.CloseReason
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetCloseRawReason() string {
+	if x != nil {
+		return x.CloseRawReason
+	}
+	return ""
+}
+
+func (x *ClientTransition) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ClientTransition) GetEventOffset() int64 {
+	if x != nil {
+		return x.EventOffset
+	}
+	return 0
+}
+
+func (x *ClientTransition) GetNodeEventOffset() int64 {
+	if x != nil {
+		return x.NodeEventOffset
+	}
+	return 0
+}
+
+// Skipped says what a slow consumer did not get.
+type Skipped struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Records of client-state that were passed over, of all clients: how many of them the filter would have selected is not known.
+	Records int64 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
+	// A watch with this token begins with the first of them, if the log still has it.
+	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Skipped) Reset() {
+	*x = Skipped{}
+	mi := &file_presence_v1_presence_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Skipped) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Skipped) ProtoMessage() {}
+
+func (x *Skipped) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
+func (*Skipped) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Skipped) GetRecords() int64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *Skipped) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+type CheckIndexesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Build indexes and counters anew where they differ.
+	Repair        bool `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckIndexesRequest) Reset() {
+	*x = CheckIndexesRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckIndexesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckIndexesRequest) ProtoMessage() {}
+
+func (x *CheckIndexesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckIndexesRequest.ProtoReflect.Descriptor instead.
+func (*CheckIndexesRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CheckIndexesRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type CheckIndexesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All indexes and counters were what the rows say.
+	Ok            bool          `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
+	Partitions    []*IndexCheck `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckIndexesResponse) Reset() {
+	*x = CheckIndexesResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckIndexesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckIndexesResponse) ProtoMessage() {}
+
+func (x *CheckIndexesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckIndexesResponse.ProtoReflect.Descriptor instead.
+func (*CheckIndexesResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CheckIndexesResponse) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *CheckIndexesResponse) GetPartitions() []*IndexCheck {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+type IndexCheck struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Partition    int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Clients      int64                  `protobuf:"varint,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	IndexEntries int64                  `protobuf:"varint,3,opt,name=index_entries,json=indexEntries,proto3" json:"index_entries,omitempty"`
+	Counters     int64                  `protobuf:"varint,4,opt,name=counters,proto3" json:"counters,omitempty"`
+	// What differs, at most 100 for a partition.
+	Differences []string `protobuf:"bytes,5,rep,name=differences,proto3" json:"differences,omitempty"`
+	// The indexes of the partition are being built anew.
+	Repairing     bool `protobuf:"varint,6,opt,name=repairing,proto3" json:"repairing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IndexCheck) Reset() {
+	*x = IndexCheck{}
+	mi := &file_presence_v1_presence_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IndexCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IndexCheck) ProtoMessage() {}
+
+func (x *IndexCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IndexCheck.ProtoReflect.Descriptor instead.
+func (*IndexCheck) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *IndexCheck) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *IndexCheck) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *IndexCheck) GetIndexEntries() int64 {
+	if x != nil {
+		return x.IndexEntries
+	}
+	return 0
+}
+
+func (x *IndexCheck) GetCounters() int64 {
+	if x != nil {
+		return x.Counters
+	}
+	return 0
+}
+
+func (x *IndexCheck) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *IndexCheck) GetRepairing() bool {
+	if x != nil {
+		return x.Repairing
+	}
+	return false
+}
+
 type GetStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// MQTT Client Identifier: 1 to 65,535 bytes of UTF-8.
@@ -35,7 +2170,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	mi := &file_presence_v1_presence_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -47,7 +2182,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	mi := &file_presence_v1_presence_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -60,7 +2195,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{0}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetStatusRequest) GetClientId() string {
@@ -92,7 +2227,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	mi := &file_presence_v1_presence_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -104,7 +2239,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	mi := &file_presence_v1_presence_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -117,7 +2252,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{1}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetStatusResponse) GetOnline() bool {
@@ -162,7 +2297,7 @@ type GetClientRequest struct {
 
 func (x *GetClientRequest) Reset() {
 	*x = GetClientRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	mi := &file_presence_v1_presence_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -174,7 +2309,7 @@ func (x *GetClientRequest) String() string {
 func (*GetClientRequest) ProtoMessage() {}
 
 func (x *GetClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	mi := &file_presence_v1_presence_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -187,7 +2322,7 @@ func (x *GetClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClientRequest.ProtoReflect.Descriptor instead.
 func (*GetClientRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{2}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetClientRequest) GetClientId() string {
@@ -223,7 +2358,7 @@ type BatchGetClientsRequest struct {
 
 func (x *BatchGetClientsRequest) Reset() {
 	*x = BatchGetClientsRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	mi := &file_presence_v1_presence_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -235,7 +2370,7 @@ func (x *BatchGetClientsRequest) String() string {
 func (*BatchGetClientsRequest) ProtoMessage() {}
 
 func (x *BatchGetClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	mi := &file_presence_v1_presence_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -248,7 +2383,7 @@ func (x *BatchGetClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGetClientsRequest.ProtoReflect.Descriptor instead.
 func (*BatchGetClientsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{3}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BatchGetClientsRequest) GetClientIds() []string {
@@ -277,7 +2412,7 @@ type BatchGetClientsResponse struct {
 
 func (x *BatchGetClientsResponse) Reset() {
 	*x = BatchGetClientsResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[4]
+	mi := &file_presence_v1_presence_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -289,7 +2424,7 @@ func (x *BatchGetClientsResponse) String() string {
 func (*BatchGetClientsResponse) ProtoMessage() {}
 
 func (x *BatchGetClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[4]
+	mi := &file_presence_v1_presence_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -302,7 +2437,7 @@ func (x *BatchGetClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGetClientsResponse.ProtoReflect.Descriptor instead.
 func (*BatchGetClientsResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{4}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BatchGetClientsResponse) GetClients() []*Client {
@@ -344,7 +2479,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_presence_v1_presence_proto_msgTypes[5]
+	mi := &file_presence_v1_presence_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +2491,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[5]
+	mi := &file_presence_v1_presence_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +2504,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{5}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Client) GetClientId() string {
@@ -467,7 +2602,7 @@ type ClientConnection struct {
 
 func (x *ClientConnection) Reset() {
 	*x = ClientConnection{}
-	mi := &file_presence_v1_presence_proto_msgTypes[6]
+	mi := &file_presence_v1_presence_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +2614,7 @@ func (x *ClientConnection) String() string {
 func (*ClientConnection) ProtoMessage() {}
 
 func (x *ClientConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[6]
+	mi := &file_presence_v1_presence_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +2627,7 @@ func (x *ClientConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientConnection.ProtoReflect.Descriptor instead.
 func (*ClientConnection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{6}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ClientConnection) GetKey() string {
@@ -593,7 +2728,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_presence_v1_presence_proto_msgTypes[7]
+	mi := &file_presence_v1_presence_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +2740,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[7]
+	mi := &file_presence_v1_presence_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +2753,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{7}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Transition) GetPreviousStatus() string {
@@ -676,7 +2811,7 @@ type Freshness struct {
 
 func (x *Freshness) Reset() {
 	*x = Freshness{}
-	mi := &file_presence_v1_presence_proto_msgTypes[8]
+	mi := &file_presence_v1_presence_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +2823,7 @@ func (x *Freshness) String() string {
 func (*Freshness) ProtoMessage() {}
 
 func (x *Freshness) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[8]
+	mi := &file_presence_v1_presence_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +2836,7 @@ func (x *Freshness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Freshness.ProtoReflect.Descriptor instead.
 func (*Freshness) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{8}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Freshness) GetPartition() int32 {
@@ -781,7 +2916,7 @@ type ExplainClientRequest struct {
 
 func (x *ExplainClientRequest) Reset() {
 	*x = ExplainClientRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	mi := &file_presence_v1_presence_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +2928,7 @@ func (x *ExplainClientRequest) String() string {
 func (*ExplainClientRequest) ProtoMessage() {}
 
 func (x *ExplainClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	mi := &file_presence_v1_presence_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +2941,7 @@ func (x *ExplainClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainClientRequest.ProtoReflect.Descriptor instead.
 func (*ExplainClientRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{9}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExplainClientRequest) GetClientId() string {
@@ -866,7 +3001,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	mi := &file_presence_v1_presence_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +3013,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	mi := &file_presence_v1_presence_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +3026,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{10}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Explanation) GetClientId() string {
@@ -1028,7 +3163,7 @@ type ExplainedConnection struct {
 
 func (x *ExplainedConnection) Reset() {
 	*x = ExplainedConnection{}
-	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	mi := &file_presence_v1_presence_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +3175,7 @@ func (x *ExplainedConnection) String() string {
 func (*ExplainedConnection) ProtoMessage() {}
 
 func (x *ExplainedConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	mi := &file_presence_v1_presence_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +3188,7 @@ func (x *ExplainedConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedConnection.ProtoReflect.Descriptor instead.
 func (*ExplainedConnection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{11}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainedConnection) GetNode() string {
@@ -1129,7 +3264,7 @@ type ExplainedClose struct {
 
 func (x *ExplainedClose) Reset() {
 	*x = ExplainedClose{}
-	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	mi := &file_presence_v1_presence_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +3276,7 @@ func (x *ExplainedClose) String() string {
 func (*ExplainedClose) ProtoMessage() {}
 
 func (x *ExplainedClose) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	mi := &file_presence_v1_presence_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +3289,7 @@ func (x *ExplainedClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedClose.ProtoReflect.Descriptor instead.
 func (*ExplainedClose) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{12}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExplainedClose) GetDisconnectedAt() *timestamppb.Timestamp {
@@ -1207,7 +3342,7 @@ type ExplainedObservation struct {
 
 func (x *ExplainedObservation) Reset() {
 	*x = ExplainedObservation{}
-	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	mi := &file_presence_v1_presence_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +3354,7 @@ func (x *ExplainedObservation) String() string {
 func (*ExplainedObservation) ProtoMessage() {}
 
 func (x *ExplainedObservation) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	mi := &file_presence_v1_presence_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +3367,7 @@ func (x *ExplainedObservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedObservation.ProtoReflect.Descriptor instead.
 func (*ExplainedObservation) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{13}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExplainedObservation) GetOnline() bool {
@@ -1318,7 +3453,7 @@ type ExplainedFact struct {
 
 func (x *ExplainedFact) Reset() {
 	*x = ExplainedFact{}
-	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	mi := &file_presence_v1_presence_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +3465,7 @@ func (x *ExplainedFact) String() string {
 func (*ExplainedFact) ProtoMessage() {}
 
 func (x *ExplainedFact) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	mi := &file_presence_v1_presence_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +3478,7 @@ func (x *ExplainedFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedFact.ProtoReflect.Descriptor instead.
 func (*ExplainedFact) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{14}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExplainedFact) GetOffset() int64 {
@@ -1503,7 +3638,7 @@ type ExplainedTransition struct {
 
 func (x *ExplainedTransition) Reset() {
 	*x = ExplainedTransition{}
-	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	mi := &file_presence_v1_presence_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +3650,7 @@ func (x *ExplainedTransition) String() string {
 func (*ExplainedTransition) ProtoMessage() {}
 
 func (x *ExplainedTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	mi := &file_presence_v1_presence_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +3663,7 @@ func (x *ExplainedTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedTransition.ProtoReflect.Descriptor instead.
 func (*ExplainedTransition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{15}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExplainedTransition) GetStatus() string {
@@ -1597,7 +3732,7 @@ type ExplainedNode struct {
 
 func (x *ExplainedNode) Reset() {
 	*x = ExplainedNode{}
-	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	mi := &file_presence_v1_presence_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +3744,7 @@ func (x *ExplainedNode) String() string {
 func (*ExplainedNode) ProtoMessage() {}
 
 func (x *ExplainedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	mi := &file_presence_v1_presence_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +3757,7 @@ func (x *ExplainedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedNode.ProtoReflect.Descriptor instead.
 func (*ExplainedNode) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{16}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExplainedNode) GetNode() string {
@@ -1677,7 +3812,7 @@ type ExplainedFeed struct {
 
 func (x *ExplainedFeed) Reset() {
 	*x = ExplainedFeed{}
-	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	mi := &file_presence_v1_presence_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +3824,7 @@ func (x *ExplainedFeed) String() string {
 func (*ExplainedFeed) ProtoMessage() {}
 
 func (x *ExplainedFeed) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	mi := &file_presence_v1_presence_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +3837,7 @@ func (x *ExplainedFeed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedFeed.ProtoReflect.Descriptor instead.
 func (*ExplainedFeed) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{17}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExplainedFeed) GetState() string {
@@ -1744,7 +3879,190 @@ var File_presence_v1_presence_proto protoreflect.FileDescriptor
 
 const file_presence_v1_presence_proto_rawDesc = "" +
 	"\n" +
-	"\x1apresence/v1/presence.proto\x12\vpresence.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n" +
+	"\x1apresence/v1/presence.proto\x12\vpresence.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x02\n" +
+	"\x12ListClientsRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1a\n" +
+	"\busername\x18\x04 \x01(\tR\busername\x12(\n" +
+	"\x10client_id_prefix\x18\x05 \x01(\tR\x0eclientIdPrefix\x129\n" +
+	"\n" +
+	"since_from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceFrom\x12=\n" +
+	"\fsince_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vsinceBefore\x12\x1b\n" +
+	"\tpage_size\x18\b \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\t \x01(\tR\tpageToken\"\xdd\x01\n" +
+	"\x13ListClientsResponse\x12-\n" +
+	"\aclients\x18\x01 \x03(\v2\x13.presence.v1.ClientR\aclients\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x19\n" +
+	"\x05total\x18\x03 \x01(\x03H\x00R\x05total\x88\x01\x01\x12\x14\n" +
+	"\x05exact\x18\x04 \x01(\bR\x05exact\x124\n" +
+	"\tfreshness\x18\x05 \x01(\v2\x16.presence.v1.FreshnessR\tfreshnessB\b\n" +
+	"\x06_total\"\xab\x01\n" +
+	"\x13ListSessionsRequest\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\"\n" +
+	"\n" +
+	"min_offset\x18\x03 \x01(\x03H\x00R\tminOffset\x88\x01\x01\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02atB\r\n" +
+	"\v_min_offset\"\x9f\x02\n" +
+	"\x14ListSessionsResponse\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x120\n" +
+	"\bsessions\x18\x03 \x03(\v2\x14.presence.v1.SessionR\bsessions\x12A\n" +
+	"\x0ecomplete_since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\rcompleteSince\x12%\n" +
+	"\x02at\x18\x05 \x01(\v2\x15.presence.v1.StatusAtR\x02at\x124\n" +
+	"\tfreshness\x18\x06 \x01(\v2\x16.presence.v1.FreshnessR\tfreshness\"\x8b\x03\n" +
+	"\aSession\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12=\n" +
+	"\fconnected_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x12C\n" +
+	"\x0fdisconnected_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\x12\x10\n" +
+	"\x03end\x18\x06 \x01(\tR\x03end\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"raw_reason\x18\b \x01(\tR\trawReason\x12\x1a\n" +
+	"\busername\x18\t \x01(\tR\busername\x12\x12\n" +
+	"\x04peer\x18\n" +
+	" \x01(\tR\x04peer\x12\x1c\n" +
+	"\ttransport\x18\v \x01(\tR\ttransport\x12)\n" +
+	"\x10protocol_version\x18\f \x01(\rR\x0fprotocolVersion\"\x95\x01\n" +
+	"\bStatusAt\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1d\n" +
+	"\asession\x18\x04 \x01(\x05H\x00R\asession\x88\x01\x01B\n" +
+	"\n" +
+	"\b_session\"L\n" +
+	"\x13DeleteClientRequest\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\"\xc6\x02\n" +
+	"\x14DeleteClientResponse\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12/\n" +
+	"\x05as_of\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x12\x1c\n" +
+	"\tpartition\x18\x04 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x18\n" +
+	"\aapplied\x18\x06 \x01(\bR\aapplied\x12@\n" +
+	"\x0eevents_gone_by\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\feventsGoneBy\x124\n" +
+	"\tfreshness\x18\b \x01(\v2\x16.presence.v1.FreshnessR\tfreshness\"\x8e\x01\n" +
+	"\x0fGetStatsRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12%\n" +
+	"\x0eskip_usernames\x18\x04 \x01(\bR\rskipUsernames\"\xeb\x02\n" +
+	"\x05Stats\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x123\n" +
+	"\aclients\x18\x02 \x01(\v2\x19.presence.v1.StatusCountsR\aclients\x12-\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x17.presence.v1.NodeCountsR\x05nodes\x128\n" +
+	"\tusernames\x18\x04 \x03(\v2\x1a.presence.v1.UsernameCountR\tusernames\x12&\n" +
+	"\x0fnext_page_token\x18\x05 \x01(\tR\rnextPageToken\x126\n" +
+	"\bclusters\x18\x06 \x03(\v2\x1a.presence.v1.ClusterCountsR\bclusters\x12\x14\n" +
+	"\x05exact\x18\a \x01(\bR\x05exact\x124\n" +
+	"\tfreshness\x18\b \x01(\v2\x16.presence.v1.FreshnessR\tfreshness\"p\n" +
+	"\fStatusCounts\x12\x16\n" +
+	"\x06online\x18\x01 \x01(\x03R\x06online\x12\x18\n" +
+	"\aoffline\x18\x02 \x01(\x03R\aoffline\x12\x18\n" +
+	"\aunknown\x18\x03 \x01(\x03R\aunknown\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\"U\n" +
+	"\n" +
+	"NodeCounts\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x123\n" +
+	"\aclients\x18\x02 \x01(\v2\x19.presence.v1.StatusCountsR\aclients\"^\n" +
+	"\rClusterCounts\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x123\n" +
+	"\aclients\x18\x02 \x01(\v2\x19.presence.v1.StatusCountsR\aclients\"E\n" +
+	"\rUsernameCount\x12\x1a\n" +
+	"\busername\x18\x01 \x01(\tR\busername\x12\x18\n" +
+	"\aclients\x18\x02 \x01(\x03R\aclients\",\n" +
+	"\x10ListNodesRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\"\xf5\x01\n" +
+	"\x11ListNodesResponse\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12'\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x11.presence.v1.NodeR\x05nodes\x12'\n" +
+	"\x05feeds\x18\x03 \x03(\v2\x11.presence.v1.FeedR\x05feeds\x12\"\n" +
+	"\x03gap\x18\x04 \x01(\v2\x10.presence.v1.GapR\x03gap\x12\x1a\n" +
+	"\bcomplete\x18\x05 \x01(\bR\bcomplete\x124\n" +
+	"\tfreshness\x18\x06 \x01(\v2\x16.presence.v1.FreshnessR\tfreshness\"\xc5\x02\n" +
+	"\x04Node\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x129\n" +
+	"\n" +
+	"started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\balive_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aaliveAt\x127\n" +
+	"\tsilent_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bsilentAt\x123\n" +
+	"\agone_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06goneAt\x123\n" +
+	"\aclients\x18\a \x01(\v2\x19.presence.v1.StatusCountsR\aclients\"\xab\x01\n" +
+	"\x04Feed\x12\x16\n" +
+	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x125\n" +
+	"\balive_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aaliveAt\x12\x19\n" +
+	"\blease_ms\x18\x04 \x01(\x03R\aleaseMs\x12#\n" +
+	"\rdropped_count\x18\x05 \x01(\x03R\fdroppedCount\"a\n" +
+	"\x03Gap\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\"\xef\x02\n" +
+	"\x13WatchClientsRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1a\n" +
+	"\busername\x18\x04 \x01(\tR\busername\x12(\n" +
+	"\x10client_id_prefix\x18\x05 \x01(\tR\x0eclientIdPrefix\x12\x1d\n" +
+	"\n" +
+	"client_ids\x18\x06 \x03(\tR\tclientIds\x12!\n" +
+	"\fresume_token\x18\a \x01(\tR\vresumeToken\x12\x1a\n" +
+	"\bsnapshot\x18\b \x01(\bR\bsnapshot\x125\n" +
+	"\bdebounce\x18\t \x01(\v2\x19.google.protobuf.DurationR\bdebounce\x127\n" +
+	"\theartbeat\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\theartbeat\"\x9f\x02\n" +
+	"\x14WatchClientsResponse\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\x12=\n" +
+	"\n" +
+	"transition\x18\x03 \x01(\v2\x1d.presence.v1.ClientTransitionR\n" +
+	"transition\x12+\n" +
+	"\x06client\x18\x04 \x01(\v2\x13.presence.v1.ClientR\x06client\x12.\n" +
+	"\askipped\x18\x05 \x01(\v2\x14.presence.v1.SkippedR\askipped\x124\n" +
+	"\tfreshness\x18\x06 \x01(\v2\x16.presence.v1.FreshnessR\tfreshness\"\xda\x04\n" +
+	"\x10ClientTransition\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x12'\n" +
+	"\x0fprevious_status\x18\x04 \x01(\tR\x0epreviousStatus\x12#\n" +
+	"\rstatus_reason\x18\x05 \x01(\tR\fstatusReason\x12\x16\n" +
+	"\x06belief\x18\x06 \x01(\tR\x06belief\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
+	"\x04node\x18\b \x01(\tR\x04node\x12\x10\n" +
+	"\x03key\x18\t \x01(\tR\x03key\x12=\n" +
+	"\fconnected_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vconnectedAt\x12\x1a\n" +
+	"\busername\x18\v \x01(\tR\busername\x12\x12\n" +
+	"\x04peer\x18\f \x01(\tR\x04peer\x12!\n" +
+	"\fclose_reason\x18\r \x01(\tR\vcloseReason\x12(\n" +
+	"\x10close_raw_reason\x18\x0e \x01(\tR\x0ecloseRawReason\x12.\n" +
+	"\x04time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12!\n" +
+	"\fevent_offset\x18\x10 \x01(\x03R\veventOffset\x12*\n" +
+	"\x11node_event_offset\x18\x11 \x01(\x03R\x0fnodeEventOffset\"F\n" +
+	"\aSkipped\x12\x18\n" +
+	"\arecords\x18\x01 \x01(\x03R\arecords\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\"-\n" +
+	"\x13CheckIndexesRequest\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\"_\n" +
+	"\x14CheckIndexesResponse\x12\x0e\n" +
+	"\x02ok\x18\x01 \x01(\bR\x02ok\x127\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\v2\x17.presence.v1.IndexCheckR\n" +
+	"partitions\"\xc5\x01\n" +
+	"\n" +
+	"IndexCheck\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x18\n" +
+	"\aclients\x18\x02 \x01(\x03R\aclients\x12#\n" +
+	"\rindex_entries\x18\x03 \x01(\x03R\findexEntries\x12\x1a\n" +
+	"\bcounters\x18\x04 \x01(\x03R\bcounters\x12 \n" +
+	"\vdifferences\x18\x05 \x03(\tR\vdifferences\x12\x1c\n" +
+	"\trepairing\x18\x06 \x01(\bR\trepairing\"I\n" +
 	"\x10GetStatusRequest\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\"\x9e\x01\n" +
@@ -1919,12 +4237,19 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x125\n" +
 	"\bgap_from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\agapFrom\x121\n" +
-	"\x06gap_to\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05gapTo2\xb9\x03\n" +
+	"\x06gap_to\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05gapTo2\x8f\t\n" +
 	"\x0fPresenceService\x12J\n" +
 	"\tGetStatus\x12\x1d.presence.v1.GetStatusRequest\x1a\x1e.presence.v1.GetStatusResponse\x12`\n" +
 	"\tGetClient\x12\x1d.presence.v1.GetClientRequest\x1a\x13.presence.v1.Client\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/clients/{client_id}\x12}\n" +
 	"\x0fBatchGetClients\x12#.presence.v1.BatchGetClientsRequest\x1a$.presence.v1.BatchGetClientsResponse\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/clients:batchGet\x12y\n" +
-	"\rExplainClient\x12!.presence.v1.ExplainClientRequest\x1a\x18.presence.v1.Explanation\"+\x82\xd3\xe4\x93\x02%\x12#/v1/clients/{client_id}/explanationB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
+	"\rExplainClient\x12!.presence.v1.ExplainClientRequest\x1a\x18.presence.v1.Explanation\"+\x82\xd3\xe4\x93\x02%\x12#/v1/clients/{client_id}/explanation\x12e\n" +
+	"\vListClients\x12\x1f.presence.v1.ListClientsRequest\x1a .presence.v1.ListClientsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/clients\x12}\n" +
+	"\fListSessions\x12 .presence.v1.ListSessionsRequest\x1a!.presence.v1.ListSessionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/clients/{client_id}/sessions\x12t\n" +
+	"\fDeleteClient\x12 .presence.v1.DeleteClientRequest\x1a!.presence.v1.DeleteClientResponse\"\x1f\x82\xd3\xe4\x93\x02\x19*\x17/v1/clients/{client_id}\x12O\n" +
+	"\bGetStats\x12\x1c.presence.v1.GetStatsRequest\x1a\x12.presence.v1.Stats\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/stats\x12]\n" +
+	"\tListNodes\x12\x1d.presence.v1.ListNodesRequest\x1a\x1e.presence.v1.ListNodesResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/nodes\x12U\n" +
+	"\fWatchClients\x12 .presence.v1.WatchClientsRequest\x1a!.presence.v1.WatchClientsResponse0\x01\x12q\n" +
+	"\fCheckIndexes\x12 .presence.v1.CheckIndexesRequest\x1a!.presence.v1.CheckIndexesResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/indexes:checkB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
 
 var (
 	file_presence_v1_presence_proto_rawDescOnce sync.Once
@@ -1938,78 +4263,163 @@ func file_presence_v1_presence_proto_rawDescGZIP() []byte {
 	return file_presence_v1_presence_proto_rawDescData
 }
 
-var file_presence_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_presence_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_presence_v1_presence_proto_goTypes = []any{
-	(*GetStatusRequest)(nil),        // 0: presence.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 1: presence.v1.GetStatusResponse
-	(*GetClientRequest)(nil),        // 2: presence.v1.GetClientRequest
-	(*BatchGetClientsRequest)(nil),  // 3: presence.v1.BatchGetClientsRequest
-	(*BatchGetClientsResponse)(nil), // 4: presence.v1.BatchGetClientsResponse
-	(*Client)(nil),                  // 5: presence.v1.Client
-	(*ClientConnection)(nil),        // 6: presence.v1.ClientConnection
-	(*Transition)(nil),              // 7: presence.v1.Transition
-	(*Freshness)(nil),               // 8: presence.v1.Freshness
-	(*ExplainClientRequest)(nil),    // 9: presence.v1.ExplainClientRequest
-	(*Explanation)(nil),             // 10: presence.v1.Explanation
-	(*ExplainedConnection)(nil),     // 11: presence.v1.ExplainedConnection
-	(*ExplainedClose)(nil),          // 12: presence.v1.ExplainedClose
-	(*ExplainedObservation)(nil),    // 13: presence.v1.ExplainedObservation
-	(*ExplainedFact)(nil),           // 14: presence.v1.ExplainedFact
-	(*ExplainedTransition)(nil),     // 15: presence.v1.ExplainedTransition
-	(*ExplainedNode)(nil),           // 16: presence.v1.ExplainedNode
-	(*ExplainedFeed)(nil),           // 17: presence.v1.ExplainedFeed
-	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
+	(*ListClientsRequest)(nil),      // 0: presence.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 1: presence.v1.ListClientsResponse
+	(*ListSessionsRequest)(nil),     // 2: presence.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 3: presence.v1.ListSessionsResponse
+	(*Session)(nil),                 // 4: presence.v1.Session
+	(*StatusAt)(nil),                // 5: presence.v1.StatusAt
+	(*DeleteClientRequest)(nil),     // 6: presence.v1.DeleteClientRequest
+	(*DeleteClientResponse)(nil),    // 7: presence.v1.DeleteClientResponse
+	(*GetStatsRequest)(nil),         // 8: presence.v1.GetStatsRequest
+	(*Stats)(nil),                   // 9: presence.v1.Stats
+	(*StatusCounts)(nil),            // 10: presence.v1.StatusCounts
+	(*NodeCounts)(nil),              // 11: presence.v1.NodeCounts
+	(*ClusterCounts)(nil),           // 12: presence.v1.ClusterCounts
+	(*UsernameCount)(nil),           // 13: presence.v1.UsernameCount
+	(*ListNodesRequest)(nil),        // 14: presence.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 15: presence.v1.ListNodesResponse
+	(*Node)(nil),                    // 16: presence.v1.Node
+	(*Feed)(nil),                    // 17: presence.v1.Feed
+	(*Gap)(nil),                     // 18: presence.v1.Gap
+	(*WatchClientsRequest)(nil),     // 19: presence.v1.WatchClientsRequest
+	(*WatchClientsResponse)(nil),    // 20: presence.v1.WatchClientsResponse
+	(*ClientTransition)(nil),        // 21: presence.v1.ClientTransition
+	(*Skipped)(nil),                 // 22: presence.v1.Skipped
+	(*CheckIndexesRequest)(nil),     // 23: presence.v1.CheckIndexesRequest
+	(*CheckIndexesResponse)(nil),    // 24: presence.v1.CheckIndexesResponse
+	(*IndexCheck)(nil),              // 25: presence.v1.IndexCheck
+	(*GetStatusRequest)(nil),        // 26: presence.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 27: presence.v1.GetStatusResponse
+	(*GetClientRequest)(nil),        // 28: presence.v1.GetClientRequest
+	(*BatchGetClientsRequest)(nil),  // 29: presence.v1.BatchGetClientsRequest
+	(*BatchGetClientsResponse)(nil), // 30: presence.v1.BatchGetClientsResponse
+	(*Client)(nil),                  // 31: presence.v1.Client
+	(*ClientConnection)(nil),        // 32: presence.v1.ClientConnection
+	(*Transition)(nil),              // 33: presence.v1.Transition
+	(*Freshness)(nil),               // 34: presence.v1.Freshness
+	(*ExplainClientRequest)(nil),    // 35: presence.v1.ExplainClientRequest
+	(*Explanation)(nil),             // 36: presence.v1.Explanation
+	(*ExplainedConnection)(nil),     // 37: presence.v1.ExplainedConnection
+	(*ExplainedClose)(nil),          // 38: presence.v1.ExplainedClose
+	(*ExplainedObservation)(nil),    // 39: presence.v1.ExplainedObservation
+	(*ExplainedFact)(nil),           // 40: presence.v1.ExplainedFact
+	(*ExplainedTransition)(nil),     // 41: presence.v1.ExplainedTransition
+	(*ExplainedNode)(nil),           // 42: presence.v1.ExplainedNode
+	(*ExplainedFeed)(nil),           // 43: presence.v1.ExplainedFeed
+	(*timestamppb.Timestamp)(nil),   // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
 }
 var file_presence_v1_presence_proto_depIdxs = []int32{
-	8,  // 0: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
-	5,  // 1: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
-	8,  // 2: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
-	18, // 3: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
-	6,  // 4: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
-	7,  // 5: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
-	8,  // 6: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
-	18, // 7: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
-	18, // 8: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
-	18, // 9: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
-	18, // 10: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	11, // 11: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
-	13, // 12: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
-	14, // 13: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
-	15, // 14: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
-	16, // 15: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
-	17, // 16: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
-	8,  // 17: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
-	18, // 18: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
-	12, // 19: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
-	12, // 20: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
-	18, // 21: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
-	18, // 22: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
-	18, // 23: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
-	18, // 24: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
-	18, // 25: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
-	18, // 26: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
-	18, // 27: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
-	18, // 28: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
-	18, // 29: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
-	18, // 30: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
-	18, // 31: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
-	18, // 32: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
-	18, // 33: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
-	18, // 34: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
-	18, // 35: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
-	0,  // 36: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
-	2,  // 37: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
-	3,  // 38: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
-	9,  // 39: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
-	1,  // 40: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
-	5,  // 41: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
-	4,  // 42: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
-	10, // 43: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
-	40, // [40:44] is the sub-list for method output_type
-	36, // [36:40] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	44, // 0: presence.v1.ListClientsRequest.since_from:type_name -> google.protobuf.Timestamp
+	44, // 1: presence.v1.ListClientsRequest.since_before:type_name -> google.protobuf.Timestamp
+	31, // 2: presence.v1.ListClientsResponse.clients:type_name -> presence.v1.Client
+	34, // 3: presence.v1.ListClientsResponse.freshness:type_name -> presence.v1.Freshness
+	44, // 4: presence.v1.ListSessionsRequest.at:type_name -> google.protobuf.Timestamp
+	4,  // 5: presence.v1.ListSessionsResponse.sessions:type_name -> presence.v1.Session
+	44, // 6: presence.v1.ListSessionsResponse.complete_since:type_name -> google.protobuf.Timestamp
+	5,  // 7: presence.v1.ListSessionsResponse.at:type_name -> presence.v1.StatusAt
+	34, // 8: presence.v1.ListSessionsResponse.freshness:type_name -> presence.v1.Freshness
+	44, // 9: presence.v1.Session.connected_at:type_name -> google.protobuf.Timestamp
+	44, // 10: presence.v1.Session.disconnected_at:type_name -> google.protobuf.Timestamp
+	44, // 11: presence.v1.StatusAt.time:type_name -> google.protobuf.Timestamp
+	44, // 12: presence.v1.DeleteClientResponse.as_of:type_name -> google.protobuf.Timestamp
+	44, // 13: presence.v1.DeleteClientResponse.events_gone_by:type_name -> google.protobuf.Timestamp
+	34, // 14: presence.v1.DeleteClientResponse.freshness:type_name -> presence.v1.Freshness
+	10, // 15: presence.v1.Stats.clients:type_name -> presence.v1.StatusCounts
+	11, // 16: presence.v1.Stats.nodes:type_name -> presence.v1.NodeCounts
+	13, // 17: presence.v1.Stats.usernames:type_name -> presence.v1.UsernameCount
+	12, // 18: presence.v1.Stats.clusters:type_name -> presence.v1.ClusterCounts
+	34, // 19: presence.v1.Stats.freshness:type_name -> presence.v1.Freshness
+	10, // 20: presence.v1.NodeCounts.clients:type_name -> presence.v1.StatusCounts
+	10, // 21: presence.v1.ClusterCounts.clients:type_name -> presence.v1.StatusCounts
+	16, // 22: presence.v1.ListNodesResponse.nodes:type_name -> presence.v1.Node
+	17, // 23: presence.v1.ListNodesResponse.feeds:type_name -> presence.v1.Feed
+	18, // 24: presence.v1.ListNodesResponse.gap:type_name -> presence.v1.Gap
+	34, // 25: presence.v1.ListNodesResponse.freshness:type_name -> presence.v1.Freshness
+	44, // 26: presence.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	44, // 27: presence.v1.Node.alive_at:type_name -> google.protobuf.Timestamp
+	44, // 28: presence.v1.Node.silent_at:type_name -> google.protobuf.Timestamp
+	44, // 29: presence.v1.Node.gone_at:type_name -> google.protobuf.Timestamp
+	10, // 30: presence.v1.Node.clients:type_name -> presence.v1.StatusCounts
+	44, // 31: presence.v1.Feed.alive_at:type_name -> google.protobuf.Timestamp
+	44, // 32: presence.v1.Gap.from:type_name -> google.protobuf.Timestamp
+	44, // 33: presence.v1.Gap.to:type_name -> google.protobuf.Timestamp
+	45, // 34: presence.v1.WatchClientsRequest.debounce:type_name -> google.protobuf.Duration
+	45, // 35: presence.v1.WatchClientsRequest.heartbeat:type_name -> google.protobuf.Duration
+	21, // 36: presence.v1.WatchClientsResponse.transition:type_name -> presence.v1.ClientTransition
+	31, // 37: presence.v1.WatchClientsResponse.client:type_name -> presence.v1.Client
+	22, // 38: presence.v1.WatchClientsResponse.skipped:type_name -> presence.v1.Skipped
+	34, // 39: presence.v1.WatchClientsResponse.freshness:type_name -> presence.v1.Freshness
+	44, // 40: presence.v1.ClientTransition.since:type_name -> google.protobuf.Timestamp
+	44, // 41: presence.v1.ClientTransition.connected_at:type_name -> google.protobuf.Timestamp
+	44, // 42: presence.v1.ClientTransition.time:type_name -> google.protobuf.Timestamp
+	25, // 43: presence.v1.CheckIndexesResponse.partitions:type_name -> presence.v1.IndexCheck
+	34, // 44: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
+	31, // 45: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
+	34, // 46: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
+	44, // 47: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
+	32, // 48: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
+	33, // 49: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
+	34, // 50: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
+	44, // 51: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
+	44, // 52: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
+	44, // 53: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
+	44, // 54: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	37, // 55: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
+	39, // 56: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
+	40, // 57: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
+	41, // 58: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
+	42, // 59: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
+	43, // 60: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
+	34, // 61: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
+	44, // 62: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
+	38, // 63: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
+	38, // 64: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
+	44, // 65: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
+	44, // 66: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
+	44, // 67: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
+	44, // 68: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
+	44, // 69: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
+	44, // 70: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
+	44, // 71: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
+	44, // 72: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
+	44, // 73: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
+	44, // 74: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
+	44, // 75: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
+	44, // 76: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
+	44, // 77: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
+	44, // 78: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
+	44, // 79: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
+	26, // 80: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
+	28, // 81: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
+	29, // 82: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
+	35, // 83: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
+	0,  // 84: presence.v1.PresenceService.ListClients:input_type -> presence.v1.ListClientsRequest
+	2,  // 85: presence.v1.PresenceService.ListSessions:input_type -> presence.v1.ListSessionsRequest
+	6,  // 86: presence.v1.PresenceService.DeleteClient:input_type -> presence.v1.DeleteClientRequest
+	8,  // 87: presence.v1.PresenceService.GetStats:input_type -> presence.v1.GetStatsRequest
+	14, // 88: presence.v1.PresenceService.ListNodes:input_type -> presence.v1.ListNodesRequest
+	19, // 89: presence.v1.PresenceService.WatchClients:input_type -> presence.v1.WatchClientsRequest
+	23, // 90: presence.v1.PresenceService.CheckIndexes:input_type -> presence.v1.CheckIndexesRequest
+	27, // 91: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
+	31, // 92: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
+	30, // 93: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
+	36, // 94: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
+	1,  // 95: presence.v1.PresenceService.ListClients:output_type -> presence.v1.ListClientsResponse
+	3,  // 96: presence.v1.PresenceService.ListSessions:output_type -> presence.v1.ListSessionsResponse
+	7,  // 97: presence.v1.PresenceService.DeleteClient:output_type -> presence.v1.DeleteClientResponse
+	9,  // 98: presence.v1.PresenceService.GetStats:output_type -> presence.v1.Stats
+	15, // 99: presence.v1.PresenceService.ListNodes:output_type -> presence.v1.ListNodesResponse
+	20, // 100: presence.v1.PresenceService.WatchClients:output_type -> presence.v1.WatchClientsResponse
+	24, // 101: presence.v1.PresenceService.CheckIndexes:output_type -> presence.v1.CheckIndexesResponse
+	91, // [91:102] is the sub-list for method output_type
+	80, // [80:91] is the sub-list for method input_type
+	80, // [80:80] is the sub-list for extension type_name
+	80, // [80:80] is the sub-list for extension extendee
+	0,  // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_presence_proto_init() }
@@ -2017,20 +4427,23 @@ func file_presence_v1_presence_proto_init() {
 	if File_presence_v1_presence_proto != nil {
 		return
 	}
+	file_presence_v1_presence_proto_msgTypes[1].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[2].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[5].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[6].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[8].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[9].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[10].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[14].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[28].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[31].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[32].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[34].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[35].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[36].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[40].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_presence_v1_presence_proto_rawDesc), len(file_presence_v1_presence_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,13 @@ const (
 	PresenceService_GetClient_FullMethodName       = "/presence.v1.PresenceService/GetClient"
 	PresenceService_BatchGetClients_FullMethodName = "/presence.v1.PresenceService/BatchGetClients"
 	PresenceService_ExplainClient_FullMethodName   = "/presence.v1.PresenceService/ExplainClient"
+	PresenceService_ListClients_FullMethodName     = "/presence.v1.PresenceService/ListClients"
+	PresenceService_ListSessions_FullMethodName    = "/presence.v1.PresenceService/ListSessions"
+	PresenceService_DeleteClient_FullMethodName    = "/presence.v1.PresenceService/DeleteClient"
+	PresenceService_GetStats_FullMethodName        = "/presence.v1.PresenceService/GetStats"
+	PresenceService_ListNodes_FullMethodName       = "/presence.v1.PresenceService/ListNodes"
+	PresenceService_WatchClients_FullMethodName    = "/presence.v1.PresenceService/WatchClients"
+	PresenceService_CheckIndexes_FullMethodName    = "/presence.v1.PresenceService/CheckIndexes"
 )
 
 // PresenceServiceClient is the client API for PresenceService service.
@@ -41,6 +48,24 @@ type PresenceServiceClient interface {
 	// ExplainClient returns the evidence behind a status: what the brokers said, what became of each fact, and which rule decided.
 	// NOT_FOUND when the client was never seen; the message says what that means for its status.
 	ExplainClient(ctx context.Context, in *ExplainClientRequest, opts ...grpc.CallOption) (*Explanation, error)
+	// ListClients returns the clients that a filter selects, in pages: by client ID, or, where the filter has a bound of since, by since and
+	// then by client ID. A client that does not change while the pages are read is listed exactly once.
+	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
+	// ListSessions returns the latest connections of a client, and with at whether it was connected at that time. NOT_FOUND when the client
+	// was never seen.
+	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
+	// DeleteClient forgets everything known of a client: its state and history at once, its events at their retention. It writes one
+	// forgotten record to client-events and waits until that is applied. A client never seen is no error. Needs the permission admin.
+	DeleteClient(ctx context.Context, in *DeleteClientRequest, opts ...grpc.CallOption) (*DeleteClientResponse, error)
+	// GetStats counts the clients of a cluster.
+	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*Stats, error)
+	// ListNodes returns the broker nodes and the feeds of a cluster, and how they are.
+	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
+	// WatchClients sends transitions as they happen, in version order for each client. Over HTTP it is GET /v1/clients:watch, a stream of
+	// server-sent events. OUT_OF_RANGE when the log no longer has everything since the resume token: take a snapshot.
+	WatchClients(ctx context.Context, in *WatchClientsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchClientsResponse], error)
+	// CheckIndexes compares indexes and counters with a scan of all rows, and repairs them if asked to. Needs the permission admin.
+	CheckIndexes(ctx context.Context, in *CheckIndexesRequest, opts ...grpc.CallOption) (*CheckIndexesResponse, error)
 }
 
 type presenceServiceClient struct {
@@ -91,6 +116,85 @@ func (c *presenceServiceClient) ExplainClient(ctx context.Context, in *ExplainCl
 	return out, nil
 }
 
+func (c *presenceServiceClient) ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListClientsResponse)
+	err := c.cc.Invoke(ctx, PresenceService_ListClients_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *presenceServiceClient) ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSessionsResponse)
+	err := c.cc.Invoke(ctx, PresenceService_ListSessions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *presenceServiceClient) DeleteClient(ctx context.Context, in *DeleteClientRequest, opts ...grpc.CallOption) (*DeleteClientResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteClientResponse)
+	err := c.cc.Invoke(ctx, PresenceService_DeleteClient_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *presenceServiceClient) GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*Stats, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Stats)
+	err := c.cc.Invoke(ctx, PresenceService_GetStats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *presenceServiceClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNodesResponse)
+	err := c.cc.Invoke(ctx, PresenceService_ListNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *presenceServiceClient) WatchClients(ctx context.Context, in *WatchClientsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchClientsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PresenceService_ServiceDesc.Streams[0], PresenceService_WatchClients_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchClientsRequest, WatchClientsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PresenceService_WatchClientsClient = grpc.ServerStreamingClient[WatchClientsResponse]
+
+func (c *presenceServiceClient) CheckIndexes(ctx context.Context, in *CheckIndexesRequest, opts ...grpc.CallOption) (*CheckIndexesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckIndexesResponse)
+	err := c.cc.Invoke(ctx, PresenceService_CheckIndexes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PresenceServiceServer is the server API for PresenceService service.
 // All implementations must embed UnimplementedPresenceServiceServer
 // for forward compatibility.
@@ -107,6 +211,24 @@ type PresenceServiceServer interface {
 	// ExplainClient returns the evidence behind a status: what the brokers said, what became of each fact, and which rule decided.
 	// NOT_FOUND when the client was never seen; the message says what that means for its status.
 	ExplainClient(context.Context, *ExplainClientRequest) (*Explanation, error)
+	// ListClients returns the clients that a filter selects, in pages: by client ID, or, where the filter has a bound of since, by since and
+	// then by client ID. A client that does not change while the pages are read is listed exactly once.
+	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
+	// ListSessions returns the latest connections of a client, and with at whether it was connected at that time. NOT_FOUND when the client
+	// was never seen.
+	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
+	// DeleteClient forgets everything known of a client: its state and history at once, its events at their retention. It writes one
+	// forgotten record to client-events and waits until that is applied. A client never seen is no error. Needs the permission admin.
+	DeleteClient(context.Context, *DeleteClientRequest) (*DeleteClientResponse, error)
+	// GetStats counts the clients of a cluster.
+	GetStats(context.Context, *GetStatsRequest) (*Stats, error)
+	// ListNodes returns the broker nodes and the feeds of a cluster, and how they are.
+	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
+	// WatchClients sends transitions as they happen, in version order for each client. Over HTTP it is GET /v1/clients:watch, a stream of
+	// server-sent events. OUT_OF_RANGE when the log no longer has everything since the resume token: take a snapshot.
+	WatchClients(*WatchClientsRequest, grpc.ServerStreamingServer[WatchClientsResponse]) error
+	// CheckIndexes compares indexes and counters with a scan of all rows, and repairs them if asked to. Needs the permission admin.
+	CheckIndexes(context.Context, *CheckIndexesRequest) (*CheckIndexesResponse, error)
 	mustEmbedUnimplementedPresenceServiceServer()
 }
 
@@ -128,6 +250,27 @@ func (UnimplementedPresenceServiceServer) BatchGetClients(context.Context, *Batc
 }
 func (UnimplementedPresenceServiceServer) ExplainClient(context.Context, *ExplainClientRequest) (*Explanation, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainClient not implemented")
+}
+func (UnimplementedPresenceServiceServer) ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListClients not implemented")
+}
+func (UnimplementedPresenceServiceServer) ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSessions not implemented")
+}
+func (UnimplementedPresenceServiceServer) DeleteClient(context.Context, *DeleteClientRequest) (*DeleteClientResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteClient not implemented")
+}
+func (UnimplementedPresenceServiceServer) GetStats(context.Context, *GetStatsRequest) (*Stats, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStats not implemented")
+}
+func (UnimplementedPresenceServiceServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedPresenceServiceServer) WatchClients(*WatchClientsRequest, grpc.ServerStreamingServer[WatchClientsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchClients not implemented")
+}
+func (UnimplementedPresenceServiceServer) CheckIndexes(context.Context, *CheckIndexesRequest) (*CheckIndexesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckIndexes not implemented")
 }
 func (UnimplementedPresenceServiceServer) mustEmbedUnimplementedPresenceServiceServer() {}
 func (UnimplementedPresenceServiceServer) testEmbeddedByValue()                         {}
@@ -222,6 +365,125 @@ func _PresenceService_ExplainClient_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PresenceService_ListClients_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListClientsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).ListClients(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_ListClients_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).ListClients(ctx, req.(*ListClientsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PresenceService_ListSessions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSessionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).ListSessions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_ListSessions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).ListSessions(ctx, req.(*ListSessionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PresenceService_DeleteClient_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteClientRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).DeleteClient(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_DeleteClient_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).DeleteClient(ctx, req.(*DeleteClientRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PresenceService_GetStats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).GetStats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_GetStats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).GetStats(ctx, req.(*GetStatsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PresenceService_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).ListNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_ListNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).ListNodes(ctx, req.(*ListNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PresenceService_WatchClients_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchClientsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PresenceServiceServer).WatchClients(m, &grpc.GenericServerStream[WatchClientsRequest, WatchClientsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PresenceService_WatchClientsServer = grpc.ServerStreamingServer[WatchClientsResponse]
+
+func _PresenceService_CheckIndexes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckIndexesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).CheckIndexes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_CheckIndexes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).CheckIndexes(ctx, req.(*CheckIndexesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PresenceService_ServiceDesc is the grpc.ServiceDesc for PresenceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -245,7 +507,37 @@ var PresenceService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ExplainClient",
 			Handler:    _PresenceService_ExplainClient_Handler,
 		},
+		{
+			MethodName: "ListClients",
+			Handler:    _PresenceService_ListClients_Handler,
+		},
+		{
+			MethodName: "ListSessions",
+			Handler:    _PresenceService_ListSessions_Handler,
+		},
+		{
+			MethodName: "DeleteClient",
+			Handler:    _PresenceService_DeleteClient_Handler,
+		},
+		{
+			MethodName: "GetStats",
+			Handler:    _PresenceService_GetStats_Handler,
+		},
+		{
+			MethodName: "ListNodes",
+			Handler:    _PresenceService_ListNodes_Handler,
+		},
+		{
+			MethodName: "CheckIndexes",
+			Handler:    _PresenceService_CheckIndexes_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchClients",
+			Handler:       _PresenceService_WatchClients_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "presence/v1/presence.proto",
 }

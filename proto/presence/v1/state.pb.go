@@ -21,6 +21,1081 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Position is a place in a list: that of the client it names. Lists are ordered by client ID, byte for byte; those with a bound of since by
+// since and then by client ID.
+type Position struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only in lists by since.
+	SinceMs       int64  `protobuf:"varint,1,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	ClientId      string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Position) Reset() {
+	*x = Position{}
+	mi := &file_presence_v1_state_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Position) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Position) ProtoMessage() {}
+
+func (x *Position) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Position.ProtoReflect.Descriptor instead.
+func (*Position) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Position) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *Position) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+type ListStatesRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Partitions to read; empty: all that are owned.
+	Partitions []int32 `protobuf:"varint,2,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	// Filter, as in ListClientsRequest; empty: any.
+	Status         string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	Node           string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Username       string `protobuf:"bytes,5,opt,name=username,proto3" json:"username,omitempty"`
+	ClientIdPrefix string `protobuf:"bytes,6,opt,name=client_id_prefix,json=clientIdPrefix,proto3" json:"client_id_prefix,omitempty"`
+	// Bounds of since; either makes the list one by since. 0 is a bound too.
+	SinceFromMs   *int64 `protobuf:"varint,7,opt,name=since_from_ms,json=sinceFromMs,proto3,oneof" json:"since_from_ms,omitempty"`
+	SinceBeforeMs *int64 `protobuf:"varint,8,opt,name=since_before_ms,json=sinceBeforeMs,proto3,oneof" json:"since_before_ms,omitempty"`
+	// Begin after this place; absent: at the first client.
+	After *Position `protobuf:"bytes,9,opt,name=after,proto3" json:"after,omitempty"`
+	// Clients at most, over all partitions.
+	Limit int32 `protobuf:"varint,10,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Fill total.
+	Count         bool `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStatesRequest) Reset() {
+	*x = ListStatesRequest{}
+	mi := &file_presence_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStatesRequest) ProtoMessage() {}
+
+func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStatesRequest.ProtoReflect.Descriptor instead.
+func (*ListStatesRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListStatesRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ListStatesRequest) GetPartitions() []int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *ListStatesRequest) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *ListStatesRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListStatesRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *ListStatesRequest) GetClientIdPrefix() string {
+	if x != nil {
+		return x.ClientIdPrefix
+	}
+	return ""
+}
+
+func (x *ListStatesRequest) GetSinceFromMs() int64 {
+	if x != nil && x.SinceFromMs != nil {
+		return *x.SinceFromMs
+	}
+	return 0
+}
+
+func (x *ListStatesRequest) GetSinceBeforeMs() int64 {
+	if x != nil && x.SinceBeforeMs != nil {
+		return *x.SinceBeforeMs
+	}
+	return 0
+}
+
+func (x *ListStatesRequest) GetAfter() *Position {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *ListStatesRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListStatesRequest) GetCount() bool {
+	if x != nil {
+		return x.Count
+	}
+	return false
+}
+
+type ListStatesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the list, with client_id.
+	Entries []*StateEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// All partitions were read up to this place, inclusive: what is between two entries is not selected. Absent: to the end.
+	ReadTo *Position `protobuf:"bytes,2,opt,name=read_to,json=readTo,proto3" json:"read_to,omitempty"`
+	// Clients of these partitions that the filter selects; absent if it was not asked for or there is no counter of the filter.
+	Total *int64 `protobuf:"varint,3,opt,name=total,proto3,oneof" json:"total,omitempty"`
+	// False while the rows of a partition do not show a change of nodes yet, or its indexes are being built.
+	Exact bool `protobuf:"varint,4,opt,name=exact,proto3" json:"exact,omitempty"`
+	// Partitions asked for that are not owned.
+	NotOwned []int32 `protobuf:"varint,5,rep,packed,name=not_owned,json=notOwned,proto3" json:"not_owned,omitempty"`
+	// Of the partitions read.
+	Partitions []*PartitionFreshness `protobuf:"bytes,6,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Health     *ClusterHealth        `protobuf:"bytes,7,opt,name=health,proto3" json:"health,omitempty"`
+	// Of client-events.
+	PartitionCount int32 `protobuf:"varint,8,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListStatesResponse) Reset() {
+	*x = ListStatesResponse{}
+	mi := &file_presence_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStatesResponse) ProtoMessage() {}
+
+func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStatesResponse.ProtoReflect.Descriptor instead.
+func (*ListStatesResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListStatesResponse) GetEntries() []*StateEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListStatesResponse) GetReadTo() *Position {
+	if x != nil {
+		return x.ReadTo
+	}
+	return nil
+}
+
+func (x *ListStatesResponse) GetTotal() int64 {
+	if x != nil && x.Total != nil {
+		return *x.Total
+	}
+	return 0
+}
+
+func (x *ListStatesResponse) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *ListStatesResponse) GetNotOwned() []int32 {
+	if x != nil {
+		return x.NotOwned
+	}
+	return nil
+}
+
+func (x *ListStatesResponse) GetPartitions() []*PartitionFreshness {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *ListStatesResponse) GetHealth() *ClusterHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *ListStatesResponse) GetPartitionCount() int32 {
+	if x != nil {
+		return x.PartitionCount
+	}
+	return 0
+}
+
+type GetCountsRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Partitions to read; empty: all that are owned.
+	Partitions    []int32 `protobuf:"varint,2,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCountsRequest) Reset() {
+	*x = GetCountsRequest{}
+	mi := &file_presence_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCountsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCountsRequest) ProtoMessage() {}
+
+func (x *GetCountsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCountsRequest.ProtoReflect.Descriptor instead.
+func (*GetCountsRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GetCountsRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *GetCountsRequest) GetPartitions() []int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+type GetCountsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the cluster asked for.
+	Counts []*StateCount `protobuf:"bytes,1,rep,name=counts,proto3" json:"counts,omitempty"`
+	// Of all clusters, by status.
+	Clusters       []*StateCount         `protobuf:"bytes,2,rep,name=clusters,proto3" json:"clusters,omitempty"`
+	Exact          bool                  `protobuf:"varint,3,opt,name=exact,proto3" json:"exact,omitempty"`
+	NotOwned       []int32               `protobuf:"varint,4,rep,packed,name=not_owned,json=notOwned,proto3" json:"not_owned,omitempty"`
+	Partitions     []*PartitionFreshness `protobuf:"bytes,5,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Health         *ClusterHealth        `protobuf:"bytes,6,opt,name=health,proto3" json:"health,omitempty"`
+	PartitionCount int32                 `protobuf:"varint,7,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetCountsResponse) Reset() {
+	*x = GetCountsResponse{}
+	mi := &file_presence_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCountsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCountsResponse) ProtoMessage() {}
+
+func (x *GetCountsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCountsResponse.ProtoReflect.Descriptor instead.
+func (*GetCountsResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetCountsResponse) GetCounts() []*StateCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *GetCountsResponse) GetClusters() []*StateCount {
+	if x != nil {
+		return x.Clusters
+	}
+	return nil
+}
+
+func (x *GetCountsResponse) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *GetCountsResponse) GetNotOwned() []int32 {
+	if x != nil {
+		return x.NotOwned
+	}
+	return nil
+}
+
+func (x *GetCountsResponse) GetPartitions() []*PartitionFreshness {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *GetCountsResponse) GetHealth() *ClusterHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *GetCountsResponse) GetPartitionCount() int32 {
+	if x != nil {
+		return x.PartitionCount
+	}
+	return 0
+}
+
+type StateCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// counts: absent.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Status  string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// counts: of the current or the last connection; clusters: absent.
+	Node          string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Clients       int64  `protobuf:"varint,4,opt,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateCount) Reset() {
+	*x = StateCount{}
+	mi := &file_presence_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateCount) ProtoMessage() {}
+
+func (x *StateCount) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
+func (*StateCount) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StateCount) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *StateCount) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *StateCount) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *StateCount) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+type ListUsernamesRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Partitions to read; empty: all that are owned.
+	Partitions []int32 `protobuf:"varint,2,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	// Begin after this username; absent: at the first.
+	After         *string `protobuf:"bytes,3,opt,name=after,proto3,oneof" json:"after,omitempty"`
+	Limit         int32   `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUsernamesRequest) Reset() {
+	*x = ListUsernamesRequest{}
+	mi := &file_presence_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsernamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsernamesRequest) ProtoMessage() {}
+
+func (x *ListUsernamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsernamesRequest.ProtoReflect.Descriptor instead.
+func (*ListUsernamesRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListUsernamesRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ListUsernamesRequest) GetPartitions() []int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *ListUsernamesRequest) GetAfter() string {
+	if x != nil && x.After != nil {
+		return *x.After
+	}
+	return ""
+}
+
+func (x *ListUsernamesRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListUsernamesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ascending by name, byte for byte.
+	Usernames []*StateUsername `protobuf:"bytes,1,rep,name=usernames,proto3" json:"usernames,omitempty"`
+	// There are no more.
+	End            bool                  `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	NotOwned       []int32               `protobuf:"varint,3,rep,packed,name=not_owned,json=notOwned,proto3" json:"not_owned,omitempty"`
+	Exact          bool                  `protobuf:"varint,4,opt,name=exact,proto3" json:"exact,omitempty"`
+	Partitions     []*PartitionFreshness `protobuf:"bytes,5,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Health         *ClusterHealth        `protobuf:"bytes,6,opt,name=health,proto3" json:"health,omitempty"`
+	PartitionCount int32                 `protobuf:"varint,7,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListUsernamesResponse) Reset() {
+	*x = ListUsernamesResponse{}
+	mi := &file_presence_v1_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUsernamesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUsernamesResponse) ProtoMessage() {}
+
+func (x *ListUsernamesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUsernamesResponse.ProtoReflect.Descriptor instead.
+func (*ListUsernamesResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListUsernamesResponse) GetUsernames() []*StateUsername {
+	if x != nil {
+		return x.Usernames
+	}
+	return nil
+}
+
+func (x *ListUsernamesResponse) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+func (x *ListUsernamesResponse) GetNotOwned() []int32 {
+	if x != nil {
+		return x.NotOwned
+	}
+	return nil
+}
+
+func (x *ListUsernamesResponse) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *ListUsernamesResponse) GetPartitions() []*PartitionFreshness {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *ListUsernamesResponse) GetHealth() *ClusterHealth {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *ListUsernamesResponse) GetPartitionCount() int32 {
+	if x != nil {
+		return x.PartitionCount
+	}
+	return 0
+}
+
+type StateUsername struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Username      string                 `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
+	Clients       int64                  `protobuf:"varint,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateUsername) Reset() {
+	*x = StateUsername{}
+	mi := &file_presence_v1_state_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateUsername) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateUsername) ProtoMessage() {}
+
+func (x *StateUsername) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateUsername.ProtoReflect.Descriptor instead.
+func (*StateUsername) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StateUsername) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *StateUsername) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+type CheckStoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Partitions to check; empty: all that are owned.
+	Partitions []int32 `protobuf:"varint,1,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	// Build indexes and counters anew where they differ.
+	Repair        bool `protobuf:"varint,2,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreRequest) Reset() {
+	*x = CheckStoreRequest{}
+	mi := &file_presence_v1_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreRequest) ProtoMessage() {}
+
+func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
+func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckStoreRequest) GetPartitions() []int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *CheckStoreRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type CheckStoreResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Checks         []*StoreCheck          `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	NotOwned       []int32                `protobuf:"varint,2,rep,packed,name=not_owned,json=notOwned,proto3" json:"not_owned,omitempty"`
+	PartitionCount int32                  `protobuf:"varint,3,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CheckStoreResponse) Reset() {
+	*x = CheckStoreResponse{}
+	mi := &file_presence_v1_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreResponse) ProtoMessage() {}
+
+func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
+func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CheckStoreResponse) GetChecks() []*StoreCheck {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *CheckStoreResponse) GetNotOwned() []int32 {
+	if x != nil {
+		return x.NotOwned
+	}
+	return nil
+}
+
+func (x *CheckStoreResponse) GetPartitionCount() int32 {
+	if x != nil {
+		return x.PartitionCount
+	}
+	return 0
+}
+
+type StoreCheck struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Partition    int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Clients      int64                  `protobuf:"varint,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	IndexEntries int64                  `protobuf:"varint,3,opt,name=index_entries,json=indexEntries,proto3" json:"index_entries,omitempty"`
+	Counters     int64                  `protobuf:"varint,4,opt,name=counters,proto3" json:"counters,omitempty"`
+	// At most 100.
+	Differences   []string `protobuf:"bytes,5,rep,name=differences,proto3" json:"differences,omitempty"`
+	Repairing     bool     `protobuf:"varint,6,opt,name=repairing,proto3" json:"repairing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreCheck) Reset() {
+	*x = StoreCheck{}
+	mi := &file_presence_v1_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreCheck) ProtoMessage() {}
+
+func (x *StoreCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreCheck.ProtoReflect.Descriptor instead.
+func (*StoreCheck) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *StoreCheck) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *StoreCheck) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *StoreCheck) GetIndexEntries() int64 {
+	if x != nil {
+		return x.IndexEntries
+	}
+	return 0
+}
+
+func (x *StoreCheck) GetCounters() int64 {
+	if x != nil {
+		return x.Counters
+	}
+	return 0
+}
+
+func (x *StoreCheck) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *StoreCheck) GetRepairing() bool {
+	if x != nil {
+		return x.Repairing
+	}
+	return false
+}
+
+// History is what is kept of a client's connections, apart from the current one.
+type History struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Sessions []*HistorySession `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Connections that ended before this may be missing, by the clock of their node or of the bridge; 0: none is.
+	CompleteSinceMs int64 `protobuf:"varint,2,opt,name=complete_since_ms,json=completeSinceMs,proto3" json:"complete_since_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *History) Reset() {
+	*x = History{}
+	mi := &file_presence_v1_state_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *History) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*History) ProtoMessage() {}
+
+func (x *History) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use History.ProtoReflect.Descriptor instead.
+func (*History) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *History) GetSessions() []*HistorySession {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *History) GetCompleteSinceMs() int64 {
+	if x != nil {
+		return x.CompleteSinceMs
+	}
+	return 0
+}
+
+// HistorySession is one connection that is not current.
+type HistorySession struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Node       string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Dialect    string                 `protobuf:"bytes,2,opt,name=dialect,proto3" json:"dialect,omitempty"`
+	Connection *Connection            `protobuf:"bytes,3,opt,name=connection,proto3" json:"connection,omitempty"`
+	// 0: nothing is known of its end but what followed.
+	EndedMs int64 `protobuf:"varint,4,opt,name=ended_ms,json=endedMs,proto3" json:"ended_ms,omitempty"`
+	// The broker stated the end; otherwise it is the latest that it can have been.
+	Stated bool `protobuf:"varint,5,opt,name=stated,proto3" json:"stated,omitempty"`
+	// Close reason, or the status reason that inferred the end.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	RawReason     string `protobuf:"bytes,7,opt,name=raw_reason,json=rawReason,proto3" json:"raw_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistorySession) Reset() {
+	*x = HistorySession{}
+	mi := &file_presence_v1_state_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistorySession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistorySession) ProtoMessage() {}
+
+func (x *HistorySession) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistorySession.ProtoReflect.Descriptor instead.
+func (*HistorySession) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HistorySession) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *HistorySession) GetDialect() string {
+	if x != nil {
+		return x.Dialect
+	}
+	return ""
+}
+
+func (x *HistorySession) GetConnection() *Connection {
+	if x != nil {
+		return x.Connection
+	}
+	return nil
+}
+
+func (x *HistorySession) GetEndedMs() int64 {
+	if x != nil {
+		return x.EndedMs
+	}
+	return 0
+}
+
+func (x *HistorySession) GetStated() bool {
+	if x != nil {
+		return x.Stated
+	}
+	return false
+}
+
+func (x *HistorySession) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *HistorySession) GetRawReason() string {
+	if x != nil {
+		return x.RawReason
+	}
+	return ""
+}
+
 // A client and, for read-your-event, the client-events offset in its partition that must have been applied.
 type StateKey struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -33,7 +1108,7 @@ type StateKey struct {
 
 func (x *StateKey) Reset() {
 	*x = StateKey{}
-	mi := &file_presence_v1_state_proto_msgTypes[0]
+	mi := &file_presence_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +1120,7 @@ func (x *StateKey) String() string {
 func (*StateKey) ProtoMessage() {}
 
 func (x *StateKey) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[0]
+	mi := &file_presence_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +1133,7 @@ func (x *StateKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateKey.ProtoReflect.Descriptor instead.
 func (*StateKey) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StateKey) GetClientId() string {
@@ -80,14 +1155,16 @@ type GetStatesRequest struct {
 	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Keys    []*StateKey            `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	// Fill StateEntry.evidence.
-	Explain       bool `protobuf:"varint,3,opt,name=explain,proto3" json:"explain,omitempty"`
+	Explain bool `protobuf:"varint,3,opt,name=explain,proto3" json:"explain,omitempty"`
+	// Fill StateEntry.history.
+	History       bool `protobuf:"varint,4,opt,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatesRequest) Reset() {
 	*x = GetStatesRequest{}
-	mi := &file_presence_v1_state_proto_msgTypes[1]
+	mi := &file_presence_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -99,7 +1176,7 @@ func (x *GetStatesRequest) String() string {
 func (*GetStatesRequest) ProtoMessage() {}
 
 func (x *GetStatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[1]
+	mi := &file_presence_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -112,7 +1189,7 @@ func (x *GetStatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatesRequest.ProtoReflect.Descriptor instead.
 func (*GetStatesRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetStatesRequest) GetCluster() string {
@@ -136,6 +1213,13 @@ func (x *GetStatesRequest) GetExplain() bool {
 	return false
 }
 
+func (x *GetStatesRequest) GetHistory() bool {
+	if x != nil {
+		return x.History
+	}
+	return false
+}
+
 type GetStatesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the order of the request, without the clients of partitions not owned.
@@ -151,7 +1235,7 @@ type GetStatesResponse struct {
 
 func (x *GetStatesResponse) Reset() {
 	*x = GetStatesResponse{}
-	mi := &file_presence_v1_state_proto_msgTypes[2]
+	mi := &file_presence_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -163,7 +1247,7 @@ func (x *GetStatesResponse) String() string {
 func (*GetStatesResponse) ProtoMessage() {}
 
 func (x *GetStatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[2]
+	mi := &file_presence_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -176,7 +1260,7 @@ func (x *GetStatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatesResponse.ProtoReflect.Descriptor instead.
 func (*GetStatesResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetStatesResponse) GetEntries() []*StateEntry {
@@ -232,14 +1316,18 @@ type StateEntry struct {
 	// Event time, on the bridge's clock, of the client's latest fact.
 	ReceivedMs int64 `protobuf:"varint,17,opt,name=received_ms,json=receivedMs,proto3" json:"received_ms,omitempty"`
 	// Only if the request asked for it and the client was seen.
-	Evidence      *Evidence `protobuf:"bytes,18,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	Evidence *Evidence `protobuf:"bytes,18,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// Only in lists.
+	ClientId string `protobuf:"bytes,19,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// Only if the request asked for it and the client was seen.
+	History       *History `protobuf:"bytes,20,opt,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StateEntry) Reset() {
 	*x = StateEntry{}
-	mi := &file_presence_v1_state_proto_msgTypes[3]
+	mi := &file_presence_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +1339,7 @@ func (x *StateEntry) String() string {
 func (*StateEntry) ProtoMessage() {}
 
 func (x *StateEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[3]
+	mi := &file_presence_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +1352,7 @@ func (x *StateEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEntry.ProtoReflect.Descriptor instead.
 func (*StateEntry) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StateEntry) GetIndex() uint32 {
@@ -393,6 +1481,20 @@ func (x *StateEntry) GetEvidence() *Evidence {
 	return nil
 }
 
+func (x *StateEntry) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *StateEntry) GetHistory() *History {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
 // Evidence is what a status rests on.
 type Evidence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -414,7 +1516,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_presence_v1_state_proto_msgTypes[4]
+	mi := &file_presence_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +1528,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[4]
+	mi := &file_presence_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +1541,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Evidence) GetState() []byte {
@@ -513,7 +1615,7 @@ type EvidenceFact struct {
 
 func (x *EvidenceFact) Reset() {
 	*x = EvidenceFact{}
-	mi := &file_presence_v1_state_proto_msgTypes[5]
+	mi := &file_presence_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +1627,7 @@ func (x *EvidenceFact) String() string {
 func (*EvidenceFact) ProtoMessage() {}
 
 func (x *EvidenceFact) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[5]
+	mi := &file_presence_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +1640,7 @@ func (x *EvidenceFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceFact.ProtoReflect.Descriptor instead.
 func (*EvidenceFact) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EvidenceFact) GetOffset() int64 {
@@ -690,7 +1792,7 @@ type EvidenceTransition struct {
 
 func (x *EvidenceTransition) Reset() {
 	*x = EvidenceTransition{}
-	mi := &file_presence_v1_state_proto_msgTypes[6]
+	mi := &file_presence_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +1804,7 @@ func (x *EvidenceTransition) String() string {
 func (*EvidenceTransition) ProtoMessage() {}
 
 func (x *EvidenceTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[6]
+	mi := &file_presence_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +1817,7 @@ func (x *EvidenceTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceTransition.ProtoReflect.Descriptor instead.
 func (*EvidenceTransition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EvidenceTransition) GetStatus() string {
@@ -784,7 +1886,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_presence_v1_state_proto_msgTypes[7]
+	mi := &file_presence_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +1898,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[7]
+	mi := &file_presence_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +1911,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Connection) GetKey() string {
@@ -899,7 +2001,7 @@ type PartitionFreshness struct {
 
 func (x *PartitionFreshness) Reset() {
 	*x = PartitionFreshness{}
-	mi := &file_presence_v1_state_proto_msgTypes[8]
+	mi := &file_presence_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +2013,7 @@ func (x *PartitionFreshness) String() string {
 func (*PartitionFreshness) ProtoMessage() {}
 
 func (x *PartitionFreshness) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[8]
+	mi := &file_presence_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +2026,7 @@ func (x *PartitionFreshness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionFreshness.ProtoReflect.Descriptor instead.
 func (*PartitionFreshness) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PartitionFreshness) GetPartition() int32 {
@@ -1005,7 +2107,7 @@ type ClusterHealth struct {
 
 func (x *ClusterHealth) Reset() {
 	*x = ClusterHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[9]
+	mi := &file_presence_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +2119,7 @@ func (x *ClusterHealth) String() string {
 func (*ClusterHealth) ProtoMessage() {}
 
 func (x *ClusterHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[9]
+	mi := &file_presence_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +2132,7 @@ func (x *ClusterHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterHealth.ProtoReflect.Descriptor instead.
 func (*ClusterHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ClusterHealth) GetNodes() []*NodeHealth {
@@ -1077,7 +2179,7 @@ type NodeHealth struct {
 
 func (x *NodeHealth) Reset() {
 	*x = NodeHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[10]
+	mi := &file_presence_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +2191,7 @@ func (x *NodeHealth) String() string {
 func (*NodeHealth) ProtoMessage() {}
 
 func (x *NodeHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[10]
+	mi := &file_presence_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +2204,7 @@ func (x *NodeHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHealth.ProtoReflect.Descriptor instead.
 func (*NodeHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeHealth) GetNode() string {
@@ -1167,7 +2269,7 @@ type FeedHealth struct {
 
 func (x *FeedHealth) Reset() {
 	*x = FeedHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[11]
+	mi := &file_presence_v1_state_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +2281,7 @@ func (x *FeedHealth) String() string {
 func (*FeedHealth) ProtoMessage() {}
 
 func (x *FeedHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[11]
+	mi := &file_presence_v1_state_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +2294,7 @@ func (x *FeedHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedHealth.ProtoReflect.Descriptor instead.
 func (*FeedHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FeedHealth) GetBridge() string {
@@ -1241,7 +2343,7 @@ type FeedGap struct {
 
 func (x *FeedGap) Reset() {
 	*x = FeedGap{}
-	mi := &file_presence_v1_state_proto_msgTypes[12]
+	mi := &file_presence_v1_state_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +2355,7 @@ func (x *FeedGap) String() string {
 func (*FeedGap) ProtoMessage() {}
 
 func (x *FeedGap) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[12]
+	mi := &file_presence_v1_state_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +2368,7 @@ func (x *FeedGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedGap.ProtoReflect.Descriptor instead.
 func (*FeedGap) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FeedGap) GetFromMs() int64 {
@@ -1287,23 +2389,129 @@ var File_presence_v1_state_proto protoreflect.FileDescriptor
 
 const file_presence_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17presence/v1/state.proto\x12\vpresence.v1\"Z\n" +
+	"\x17presence/v1/state.proto\x12\vpresence.v1\"B\n" +
+	"\bPosition\x12\x19\n" +
+	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\"\x94\x03\n" +
+	"\x11ListStatesRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\x05R\n" +
+	"partitions\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1a\n" +
+	"\busername\x18\x05 \x01(\tR\busername\x12(\n" +
+	"\x10client_id_prefix\x18\x06 \x01(\tR\x0eclientIdPrefix\x12'\n" +
+	"\rsince_from_ms\x18\a \x01(\x03H\x00R\vsinceFromMs\x88\x01\x01\x12+\n" +
+	"\x0fsince_before_ms\x18\b \x01(\x03H\x01R\rsinceBeforeMs\x88\x01\x01\x12+\n" +
+	"\x05after\x18\t \x01(\v2\x15.presence.v1.PositionR\x05after\x12\x14\n" +
+	"\x05limit\x18\n" +
+	" \x01(\x05R\x05limit\x12\x14\n" +
+	"\x05count\x18\v \x01(\bR\x05countB\x10\n" +
+	"\x0e_since_from_msB\x12\n" +
+	"\x10_since_before_ms\"\xed\x02\n" +
+	"\x12ListStatesResponse\x121\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.presence.v1.StateEntryR\aentries\x12.\n" +
+	"\aread_to\x18\x02 \x01(\v2\x15.presence.v1.PositionR\x06readTo\x12\x19\n" +
+	"\x05total\x18\x03 \x01(\x03H\x00R\x05total\x88\x01\x01\x12\x14\n" +
+	"\x05exact\x18\x04 \x01(\bR\x05exact\x12\x1b\n" +
+	"\tnot_owned\x18\x05 \x03(\x05R\bnotOwned\x12?\n" +
+	"\n" +
+	"partitions\x18\x06 \x03(\v2\x1f.presence.v1.PartitionFreshnessR\n" +
+	"partitions\x122\n" +
+	"\x06health\x18\a \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\x12'\n" +
+	"\x0fpartition_count\x18\b \x01(\x05R\x0epartitionCountB\b\n" +
+	"\x06_total\"L\n" +
+	"\x10GetCountsRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\x05R\n" +
+	"partitions\"\xca\x02\n" +
+	"\x11GetCountsResponse\x12/\n" +
+	"\x06counts\x18\x01 \x03(\v2\x17.presence.v1.StateCountR\x06counts\x123\n" +
+	"\bclusters\x18\x02 \x03(\v2\x17.presence.v1.StateCountR\bclusters\x12\x14\n" +
+	"\x05exact\x18\x03 \x01(\bR\x05exact\x12\x1b\n" +
+	"\tnot_owned\x18\x04 \x03(\x05R\bnotOwned\x12?\n" +
+	"\n" +
+	"partitions\x18\x05 \x03(\v2\x1f.presence.v1.PartitionFreshnessR\n" +
+	"partitions\x122\n" +
+	"\x06health\x18\x06 \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\x12'\n" +
+	"\x0fpartition_count\x18\a \x01(\x05R\x0epartitionCount\"l\n" +
+	"\n" +
+	"StateCount\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
+	"\aclients\x18\x04 \x01(\x03R\aclients\"\x8b\x01\n" +
+	"\x14ListUsernamesRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\x05R\n" +
+	"partitions\x12\x19\n" +
+	"\x05after\x18\x03 \x01(\tH\x00R\x05after\x88\x01\x01\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\x05R\x05limitB\b\n" +
+	"\x06_after\"\xb4\x02\n" +
+	"\x15ListUsernamesResponse\x128\n" +
+	"\tusernames\x18\x01 \x03(\v2\x1a.presence.v1.StateUsernameR\tusernames\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\bR\x03end\x12\x1b\n" +
+	"\tnot_owned\x18\x03 \x03(\x05R\bnotOwned\x12\x14\n" +
+	"\x05exact\x18\x04 \x01(\bR\x05exact\x12?\n" +
+	"\n" +
+	"partitions\x18\x05 \x03(\v2\x1f.presence.v1.PartitionFreshnessR\n" +
+	"partitions\x122\n" +
+	"\x06health\x18\x06 \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\x12'\n" +
+	"\x0fpartition_count\x18\a \x01(\x05R\x0epartitionCount\"E\n" +
+	"\rStateUsername\x12\x1a\n" +
+	"\busername\x18\x01 \x01(\tR\busername\x12\x18\n" +
+	"\aclients\x18\x02 \x01(\x03R\aclients\"K\n" +
+	"\x11CheckStoreRequest\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x01 \x03(\x05R\n" +
+	"partitions\x12\x16\n" +
+	"\x06repair\x18\x02 \x01(\bR\x06repair\"\x8b\x01\n" +
+	"\x12CheckStoreResponse\x12/\n" +
+	"\x06checks\x18\x01 \x03(\v2\x17.presence.v1.StoreCheckR\x06checks\x12\x1b\n" +
+	"\tnot_owned\x18\x02 \x03(\x05R\bnotOwned\x12'\n" +
+	"\x0fpartition_count\x18\x03 \x01(\x05R\x0epartitionCount\"\xc5\x01\n" +
+	"\n" +
+	"StoreCheck\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x18\n" +
+	"\aclients\x18\x02 \x01(\x03R\aclients\x12#\n" +
+	"\rindex_entries\x18\x03 \x01(\x03R\findexEntries\x12\x1a\n" +
+	"\bcounters\x18\x04 \x01(\x03R\bcounters\x12 \n" +
+	"\vdifferences\x18\x05 \x03(\tR\vdifferences\x12\x1c\n" +
+	"\trepairing\x18\x06 \x01(\bR\trepairing\"n\n" +
+	"\aHistory\x127\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1b.presence.v1.HistorySessionR\bsessions\x12*\n" +
+	"\x11complete_since_ms\x18\x02 \x01(\x03R\x0fcompleteSinceMs\"\xe1\x01\n" +
+	"\x0eHistorySession\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\adialect\x18\x02 \x01(\tR\adialect\x127\n" +
+	"\n" +
+	"connection\x18\x03 \x01(\v2\x17.presence.v1.ConnectionR\n" +
+	"connection\x12\x19\n" +
+	"\bended_ms\x18\x04 \x01(\x03R\aendedMs\x12\x16\n" +
+	"\x06stated\x18\x05 \x01(\bR\x06stated\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"raw_reason\x18\a \x01(\tR\trawReason\"Z\n" +
 	"\bStateKey\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\"\n" +
 	"\n" +
 	"min_offset\x18\x02 \x01(\x03H\x00R\tminOffset\x88\x01\x01B\r\n" +
-	"\v_min_offset\"q\n" +
+	"\v_min_offset\"\x8b\x01\n" +
 	"\x10GetStatesRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12)\n" +
 	"\x04keys\x18\x02 \x03(\v2\x15.presence.v1.StateKeyR\x04keys\x12\x18\n" +
-	"\aexplain\x18\x03 \x01(\bR\aexplain\"\xd8\x01\n" +
+	"\aexplain\x18\x03 \x01(\bR\aexplain\x12\x18\n" +
+	"\ahistory\x18\x04 \x01(\bR\ahistory\"\xd8\x01\n" +
 	"\x11GetStatesResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.presence.v1.StateEntryR\aentries\x12\x1b\n" +
 	"\tnot_owned\x18\x02 \x03(\rR\bnotOwned\x12?\n" +
 	"\n" +
 	"partitions\x18\x03 \x03(\v2\x1f.presence.v1.PartitionFreshnessR\n" +
 	"partitions\x122\n" +
-	"\x06health\x18\x04 \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\"\xde\x04\n" +
+	"\x06health\x18\x04 \x01(\v2\x1a.presence.v1.ClusterHealthR\x06health\"\xab\x05\n" +
 	"\n" +
 	"StateEntry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x14\n" +
@@ -1328,7 +2536,9 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\tpartition\x18\x10 \x01(\x05R\tpartition\x12\x1f\n" +
 	"\vreceived_ms\x18\x11 \x01(\x03R\n" +
 	"receivedMs\x121\n" +
-	"\bevidence\x18\x12 \x01(\v2\x15.presence.v1.EvidenceR\bevidence\"\xea\x01\n" +
+	"\bevidence\x18\x12 \x01(\v2\x15.presence.v1.EvidenceR\bevidence\x12\x1b\n" +
+	"\tclient_id\x18\x13 \x01(\tR\bclientId\x12.\n" +
+	"\ahistory\x18\x14 \x01(\v2\x14.presence.v1.HistoryR\ahistory\"\xea\x01\n" +
 	"\bEvidence\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\fR\x05state\x12/\n" +
 	"\x05facts\x18\x02 \x03(\v2\x19.presence.v1.EvidenceFactR\x05facts\x12A\n" +
@@ -1423,9 +2633,15 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\rdropped_count\x18\x05 \x01(\x03R\fdroppedCount\"7\n" +
 	"\aFeedGap\x12\x17\n" +
 	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +
-	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs2Z\n" +
+	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs2\x9c\x03\n" +
 	"\fStateService\x12J\n" +
-	"\tGetStates\x12\x1d.presence.v1.GetStatesRequest\x1a\x1e.presence.v1.GetStatesResponseB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
+	"\tGetStates\x12\x1d.presence.v1.GetStatesRequest\x1a\x1e.presence.v1.GetStatesResponse\x12M\n" +
+	"\n" +
+	"ListStates\x12\x1e.presence.v1.ListStatesRequest\x1a\x1f.presence.v1.ListStatesResponse\x12J\n" +
+	"\tGetCounts\x12\x1d.presence.v1.GetCountsRequest\x1a\x1e.presence.v1.GetCountsResponse\x12V\n" +
+	"\rListUsernames\x12!.presence.v1.ListUsernamesRequest\x1a\".presence.v1.ListUsernamesResponse\x12M\n" +
+	"\n" +
+	"CheckStore\x12\x1e.presence.v1.CheckStoreRequest\x1a\x1f.presence.v1.CheckStoreResponseB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
 
 var (
 	file_presence_v1_state_proto_rawDescOnce sync.Once
@@ -1439,41 +2655,79 @@ func file_presence_v1_state_proto_rawDescGZIP() []byte {
 	return file_presence_v1_state_proto_rawDescData
 }
 
-var file_presence_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_presence_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_presence_v1_state_proto_goTypes = []any{
-	(*StateKey)(nil),           // 0: presence.v1.StateKey
-	(*GetStatesRequest)(nil),   // 1: presence.v1.GetStatesRequest
-	(*GetStatesResponse)(nil),  // 2: presence.v1.GetStatesResponse
-	(*StateEntry)(nil),         // 3: presence.v1.StateEntry
-	(*Evidence)(nil),           // 4: presence.v1.Evidence
-	(*EvidenceFact)(nil),       // 5: presence.v1.EvidenceFact
-	(*EvidenceTransition)(nil), // 6: presence.v1.EvidenceTransition
-	(*Connection)(nil),         // 7: presence.v1.Connection
-	(*PartitionFreshness)(nil), // 8: presence.v1.PartitionFreshness
-	(*ClusterHealth)(nil),      // 9: presence.v1.ClusterHealth
-	(*NodeHealth)(nil),         // 10: presence.v1.NodeHealth
-	(*FeedHealth)(nil),         // 11: presence.v1.FeedHealth
-	(*FeedGap)(nil),            // 12: presence.v1.FeedGap
+	(*Position)(nil),              // 0: presence.v1.Position
+	(*ListStatesRequest)(nil),     // 1: presence.v1.ListStatesRequest
+	(*ListStatesResponse)(nil),    // 2: presence.v1.ListStatesResponse
+	(*GetCountsRequest)(nil),      // 3: presence.v1.GetCountsRequest
+	(*GetCountsResponse)(nil),     // 4: presence.v1.GetCountsResponse
+	(*StateCount)(nil),            // 5: presence.v1.StateCount
+	(*ListUsernamesRequest)(nil),  // 6: presence.v1.ListUsernamesRequest
+	(*ListUsernamesResponse)(nil), // 7: presence.v1.ListUsernamesResponse
+	(*StateUsername)(nil),         // 8: presence.v1.StateUsername
+	(*CheckStoreRequest)(nil),     // 9: presence.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),    // 10: presence.v1.CheckStoreResponse
+	(*StoreCheck)(nil),            // 11: presence.v1.StoreCheck
+	(*History)(nil),               // 12: presence.v1.History
+	(*HistorySession)(nil),        // 13: presence.v1.HistorySession
+	(*StateKey)(nil),              // 14: presence.v1.StateKey
+	(*GetStatesRequest)(nil),      // 15: presence.v1.GetStatesRequest
+	(*GetStatesResponse)(nil),     // 16: presence.v1.GetStatesResponse
+	(*StateEntry)(nil),            // 17: presence.v1.StateEntry
+	(*Evidence)(nil),              // 18: presence.v1.Evidence
+	(*EvidenceFact)(nil),          // 19: presence.v1.EvidenceFact
+	(*EvidenceTransition)(nil),    // 20: presence.v1.EvidenceTransition
+	(*Connection)(nil),            // 21: presence.v1.Connection
+	(*PartitionFreshness)(nil),    // 22: presence.v1.PartitionFreshness
+	(*ClusterHealth)(nil),         // 23: presence.v1.ClusterHealth
+	(*NodeHealth)(nil),            // 24: presence.v1.NodeHealth
+	(*FeedHealth)(nil),            // 25: presence.v1.FeedHealth
+	(*FeedGap)(nil),               // 26: presence.v1.FeedGap
 }
 var file_presence_v1_state_proto_depIdxs = []int32{
-	0,  // 0: presence.v1.GetStatesRequest.keys:type_name -> presence.v1.StateKey
-	3,  // 1: presence.v1.GetStatesResponse.entries:type_name -> presence.v1.StateEntry
-	8,  // 2: presence.v1.GetStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
-	9,  // 3: presence.v1.GetStatesResponse.health:type_name -> presence.v1.ClusterHealth
-	7,  // 4: presence.v1.StateEntry.connection:type_name -> presence.v1.Connection
-	4,  // 5: presence.v1.StateEntry.evidence:type_name -> presence.v1.Evidence
-	5,  // 6: presence.v1.Evidence.facts:type_name -> presence.v1.EvidenceFact
-	6,  // 7: presence.v1.Evidence.transitions:type_name -> presence.v1.EvidenceTransition
-	10, // 8: presence.v1.ClusterHealth.nodes:type_name -> presence.v1.NodeHealth
-	11, // 9: presence.v1.ClusterHealth.feeds:type_name -> presence.v1.FeedHealth
-	12, // 10: presence.v1.ClusterHealth.gap:type_name -> presence.v1.FeedGap
-	1,  // 11: presence.v1.StateService.GetStates:input_type -> presence.v1.GetStatesRequest
-	2,  // 12: presence.v1.StateService.GetStates:output_type -> presence.v1.GetStatesResponse
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	0,  // 0: presence.v1.ListStatesRequest.after:type_name -> presence.v1.Position
+	17, // 1: presence.v1.ListStatesResponse.entries:type_name -> presence.v1.StateEntry
+	0,  // 2: presence.v1.ListStatesResponse.read_to:type_name -> presence.v1.Position
+	22, // 3: presence.v1.ListStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	23, // 4: presence.v1.ListStatesResponse.health:type_name -> presence.v1.ClusterHealth
+	5,  // 5: presence.v1.GetCountsResponse.counts:type_name -> presence.v1.StateCount
+	5,  // 6: presence.v1.GetCountsResponse.clusters:type_name -> presence.v1.StateCount
+	22, // 7: presence.v1.GetCountsResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	23, // 8: presence.v1.GetCountsResponse.health:type_name -> presence.v1.ClusterHealth
+	8,  // 9: presence.v1.ListUsernamesResponse.usernames:type_name -> presence.v1.StateUsername
+	22, // 10: presence.v1.ListUsernamesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	23, // 11: presence.v1.ListUsernamesResponse.health:type_name -> presence.v1.ClusterHealth
+	11, // 12: presence.v1.CheckStoreResponse.checks:type_name -> presence.v1.StoreCheck
+	13, // 13: presence.v1.History.sessions:type_name -> presence.v1.HistorySession
+	21, // 14: presence.v1.HistorySession.connection:type_name -> presence.v1.Connection
+	14, // 15: presence.v1.GetStatesRequest.keys:type_name -> presence.v1.StateKey
+	17, // 16: presence.v1.GetStatesResponse.entries:type_name -> presence.v1.StateEntry
+	22, // 17: presence.v1.GetStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	23, // 18: presence.v1.GetStatesResponse.health:type_name -> presence.v1.ClusterHealth
+	21, // 19: presence.v1.StateEntry.connection:type_name -> presence.v1.Connection
+	18, // 20: presence.v1.StateEntry.evidence:type_name -> presence.v1.Evidence
+	12, // 21: presence.v1.StateEntry.history:type_name -> presence.v1.History
+	19, // 22: presence.v1.Evidence.facts:type_name -> presence.v1.EvidenceFact
+	20, // 23: presence.v1.Evidence.transitions:type_name -> presence.v1.EvidenceTransition
+	24, // 24: presence.v1.ClusterHealth.nodes:type_name -> presence.v1.NodeHealth
+	25, // 25: presence.v1.ClusterHealth.feeds:type_name -> presence.v1.FeedHealth
+	26, // 26: presence.v1.ClusterHealth.gap:type_name -> presence.v1.FeedGap
+	15, // 27: presence.v1.StateService.GetStates:input_type -> presence.v1.GetStatesRequest
+	1,  // 28: presence.v1.StateService.ListStates:input_type -> presence.v1.ListStatesRequest
+	3,  // 29: presence.v1.StateService.GetCounts:input_type -> presence.v1.GetCountsRequest
+	6,  // 30: presence.v1.StateService.ListUsernames:input_type -> presence.v1.ListUsernamesRequest
+	9,  // 31: presence.v1.StateService.CheckStore:input_type -> presence.v1.CheckStoreRequest
+	16, // 32: presence.v1.StateService.GetStates:output_type -> presence.v1.GetStatesResponse
+	2,  // 33: presence.v1.StateService.ListStates:output_type -> presence.v1.ListStatesResponse
+	4,  // 34: presence.v1.StateService.GetCounts:output_type -> presence.v1.GetCountsResponse
+	7,  // 35: presence.v1.StateService.ListUsernames:output_type -> presence.v1.ListUsernamesResponse
+	10, // 36: presence.v1.StateService.CheckStore:output_type -> presence.v1.CheckStoreResponse
+	32, // [32:37] is the sub-list for method output_type
+	27, // [27:32] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_state_proto_init() }
@@ -1481,16 +2735,19 @@ func file_presence_v1_state_proto_init() {
 	if File_presence_v1_state_proto != nil {
 		return
 	}
-	file_presence_v1_state_proto_msgTypes[0].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[5].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[7].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[1].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[2].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[6].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[14].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[19].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_presence_v1_state_proto_rawDesc), len(file_presence_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

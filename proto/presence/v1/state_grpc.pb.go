@@ -19,7 +19,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	StateService_GetStates_FullMethodName = "/presence.v1.StateService/GetStates"
+	StateService_GetStates_FullMethodName     = "/presence.v1.StateService/GetStates"
+	StateService_ListStates_FullMethodName    = "/presence.v1.StateService/ListStates"
+	StateService_GetCounts_FullMethodName     = "/presence.v1.StateService/GetCounts"
+	StateService_ListUsernames_FullMethodName = "/presence.v1.StateService/ListUsernames"
+	StateService_CheckStore_FullMethodName    = "/presence.v1.StateService/CheckStore"
 )
 
 // StateServiceClient is the client API for StateService service.
@@ -31,6 +35,14 @@ type StateServiceClient interface {
 	// GetStates answers for clients of one cluster. Clients of partitions that this materializer does not own are listed in not_owned.
 	// FAILED_PRECONDITION with ErrorInfo reason MIN_OFFSET_NOT_REACHED when min_offset was not applied within the caller's deadline.
 	GetStates(ctx context.Context, in *GetStatesRequest, opts ...grpc.CallOption) (*GetStatesResponse, error)
+	// ListStates returns the next clients of a cluster that a filter selects, over the given partitions. It looks at a bounded number of rows.
+	ListStates(ctx context.Context, in *ListStatesRequest, opts ...grpc.CallOption) (*ListStatesResponse, error)
+	// GetCounts returns the counters of the given partitions.
+	GetCounts(ctx context.Context, in *GetCountsRequest, opts ...grpc.CallOption) (*GetCountsResponse, error)
+	// ListUsernames returns the counters by username of the given partitions, ascending by name.
+	ListUsernames(ctx context.Context, in *ListUsernamesRequest, opts ...grpc.CallOption) (*ListUsernamesResponse, error)
+	// CheckStore compares indexes and counters with a scan of all rows.
+	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (*CheckStoreResponse, error)
 }
 
 type stateServiceClient struct {
@@ -51,6 +63,46 @@ func (c *stateServiceClient) GetStates(ctx context.Context, in *GetStatesRequest
 	return out, nil
 }
 
+func (c *stateServiceClient) ListStates(ctx context.Context, in *ListStatesRequest, opts ...grpc.CallOption) (*ListStatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListStatesResponse)
+	err := c.cc.Invoke(ctx, StateService_ListStates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *stateServiceClient) GetCounts(ctx context.Context, in *GetCountsRequest, opts ...grpc.CallOption) (*GetCountsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetCountsResponse)
+	err := c.cc.Invoke(ctx, StateService_GetCounts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *stateServiceClient) ListUsernames(ctx context.Context, in *ListUsernamesRequest, opts ...grpc.CallOption) (*ListUsernamesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListUsernamesResponse)
+	err := c.cc.Invoke(ctx, StateService_ListUsernames_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *stateServiceClient) CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (*CheckStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckStoreResponse)
+	err := c.cc.Invoke(ctx, StateService_CheckStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StateServiceServer is the server API for StateService service.
 // All implementations must embed UnimplementedStateServiceServer
 // for forward compatibility.
@@ -60,6 +112,14 @@ type StateServiceServer interface {
 	// GetStates answers for clients of one cluster. Clients of partitions that this materializer does not own are listed in not_owned.
 	// FAILED_PRECONDITION with ErrorInfo reason MIN_OFFSET_NOT_REACHED when min_offset was not applied within the caller's deadline.
 	GetStates(context.Context, *GetStatesRequest) (*GetStatesResponse, error)
+	// ListStates returns the next clients of a cluster that a filter selects, over the given partitions. It looks at a bounded number of rows.
+	ListStates(context.Context, *ListStatesRequest) (*ListStatesResponse, error)
+	// GetCounts returns the counters of the given partitions.
+	GetCounts(context.Context, *GetCountsRequest) (*GetCountsResponse, error)
+	// ListUsernames returns the counters by username of the given partitions, ascending by name.
+	ListUsernames(context.Context, *ListUsernamesRequest) (*ListUsernamesResponse, error)
+	// CheckStore compares indexes and counters with a scan of all rows.
+	CheckStore(context.Context, *CheckStoreRequest) (*CheckStoreResponse, error)
 	mustEmbedUnimplementedStateServiceServer()
 }
 
@@ -72,6 +132,18 @@ type UnimplementedStateServiceServer struct{}
 
 func (UnimplementedStateServiceServer) GetStates(context.Context, *GetStatesRequest) (*GetStatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStates not implemented")
+}
+func (UnimplementedStateServiceServer) ListStates(context.Context, *ListStatesRequest) (*ListStatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStates not implemented")
+}
+func (UnimplementedStateServiceServer) GetCounts(context.Context, *GetCountsRequest) (*GetCountsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetCounts not implemented")
+}
+func (UnimplementedStateServiceServer) ListUsernames(context.Context, *ListUsernamesRequest) (*ListUsernamesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListUsernames not implemented")
+}
+func (UnimplementedStateServiceServer) CheckStore(context.Context, *CheckStoreRequest) (*CheckStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckStore not implemented")
 }
 func (UnimplementedStateServiceServer) mustEmbedUnimplementedStateServiceServer() {}
 func (UnimplementedStateServiceServer) testEmbeddedByValue()                      {}
@@ -112,6 +184,78 @@ func _StateService_GetStates_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StateService_ListStates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListStatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StateServiceServer).ListStates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StateService_ListStates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StateServiceServer).ListStates(ctx, req.(*ListStatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StateService_GetCounts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetCountsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StateServiceServer).GetCounts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StateService_GetCounts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StateServiceServer).GetCounts(ctx, req.(*GetCountsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StateService_ListUsernames_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListUsernamesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StateServiceServer).ListUsernames(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StateService_ListUsernames_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StateServiceServer).ListUsernames(ctx, req.(*ListUsernamesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StateService_CheckStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StateServiceServer).CheckStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StateService_CheckStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StateServiceServer).CheckStore(ctx, req.(*CheckStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StateService_ServiceDesc is the grpc.ServiceDesc for StateService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -122,6 +266,22 @@ var StateService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStates",
 			Handler:    _StateService_GetStates_Handler,
+		},
+		{
+			MethodName: "ListStates",
+			Handler:    _StateService_ListStates_Handler,
+		},
+		{
+			MethodName: "GetCounts",
+			Handler:    _StateService_GetCounts_Handler,
+		},
+		{
+			MethodName: "ListUsernames",
+			Handler:    _StateService_ListUsernames_Handler,
+		},
+		{
+			MethodName: "CheckStore",
+			Handler:    _StateService_CheckStore_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
