@@ -149,30 +149,67 @@ func (g *gate) reloadOnce() {
 	}
 }
 
-// admit checks who calls, the permission and the rate.
-func (g *gate) admit(ctx context.Context, c caller, need permission) error {
+// pass is what the gate gives an admitted caller for one request.
+type pass struct {
+	gate    *gate
+	call    *call
+	account *account
+}
+
+// admit checks who calls, the permission and the rate. Every request costs 1 of the account's rate.
+func (g *gate) admit(ctx context.Context, c caller, call *call) (pass, error) {
+	p := pass{gate: g, call: call}
 	if c.authorization == "" {
-		return g.refuse(refusedAbsent, status.Error(codes.Unauthenticated,
+		return p, g.refuse(refusedAbsent, status.Error(codes.Unauthenticated,
 			"no credentials; send those of an account as HTTP Basic authorization"))
 	}
 	a, err := g.authenticate(ctx, c.authorization)
 	if err != nil {
-		return err
+		return p, err
 	}
-	if !a.permissions.allows(need) {
-		return g.refuse(refusedPermission, status.Error(codes.PermissionDenied,
-			fmt.Sprintf("the account lacks the permission %s; add it to the account's line in the accounts file", need)))
+	p.account = a
+	if !a.permissions.allows(call.need) {
+		return p, g.refuse(refusedPermission, status.Error(codes.PermissionDenied,
+			fmt.Sprintf("the account lacks the permission %s; add it to the account's line in the accounts file", call.need)))
 	}
-	if a.limiter == nil {
+	return p, p.charge(1)
+}
+
+// charge takes n requests from the account's rate: for a call that turns out to cost more than 1.
+func (p *pass) charge(n int) error {
+	if p.account == nil || p.account.limiter == nil || n <= 0 {
 		return nil
 	}
 	now := time.Now()
-	r := a.limiter.ReserveN(now, 1)
+	r := p.account.limiter.ReserveN(now, min(n, p.gate.burst))
 	if delay := r.DelayFrom(now); delay > 0 {
 		r.CancelAt(now)
-		return g.refuse(refusedRate, retryLater(codes.ResourceExhausted, "the account has used up its rate of requests; slow down and ask again", delay))
+		return p.gate.refuse(refusedRate,
+			retryLater(codes.ResourceExhausted, "the account has used up its rate of requests; slow down and ask again", delay))
 	}
 	return nil
+}
+
+// stream counts a stream until end is called, which must be once. What the stream does belongs to the context returned, which ends when
+// the stream has lasted as long as one may.
+func (p *pass) stream(ctx context.Context) (_ context.Context, end func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	return ctx, cancel, nil
+}
+
+type passKey struct{}
+
+// withPass returns a context that carries the pass of its request.
+func withPass(ctx context.Context, p *pass) context.Context {
+	return context.WithValue(ctx, passKey{}, p)
+}
+
+// passOf returns the pass of the request that ctx belongs to. One that no gate admitted, in process, has an empty one without limits.
+func passOf(ctx context.Context) *pass {
+	if p, ok := ctx.Value(passKey{}).(*pass); ok {
+		return p
+	}
+	return &pass{}
 }
 
 func (g *gate) refuse(reason string, err error) error {

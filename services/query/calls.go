@@ -44,10 +44,11 @@ func contract() []call {
 type calls struct {
 	byMethod map[string]*call // gRPC's full method
 	byPath   map[string]*call
+	seed     *call
 }
 
 func newCalls() *calls {
-	c := &calls{byMethod: map[string]*call{}, byPath: map[string]*call{}}
+	c := &calls{byMethod: map[string]*call{}, byPath: map[string]*call{}, seed: &call{name: callSeed, need: permConnect}}
 	for _, each := range contract() {
 		c.byMethod["/"+presencev1.PresenceService_ServiceDesc.ServiceName+"/"+each.name] = &each
 		if each.path != "" {

@@ -66,9 +66,9 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	}
 	began := time.Now()
 	var answer any
-	err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod).need)
+	p, err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod))
 	if err == nil {
-		answer, err = handler(ctx, req)
+		answer, err = handler(withPass(ctx, &p), req)
 	}
 	i.metrics.observe(overGRPC, call, status.Code(err), began)
 	return answer, err
@@ -82,13 +82,26 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	}
 	began := time.Now()
 	ctx := stream.Context()
-	err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod).need)
+	p, err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod))
 	if err == nil {
-		err = handler(srv, stream)
+		var end func()
+		if ctx, end, err = p.stream(withPass(ctx, &p)); err == nil {
+			err = handler(srv, &boundedStream{stream, ctx})
+			end()
+		}
 	}
 	i.metrics.observe(overGRPC, call, status.Code(err), began)
 	return err
 }
+
+// boundedStream is a stream whose context ends when the stream has lasted as long as one may.
+type boundedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context of the stream and its pass.
+func (s *boundedStream) Context() context.Context { return s.ctx }
 
 // withReadableErrors returns the service with handlers that answer a message which does not decode, such as one whose client_id is not
 // UTF-8, with INVALID_ARGUMENT in place of gRPC's INTERNAL, and not before the caller was admitted. It needs tolerantCodec.

@@ -129,7 +129,7 @@ func (h *rest) seed(w http.ResponseWriter, r *http.Request, rest string) {
 
 func (h *rest) seedAnswer(r *http.Request, segment string) (short, error) {
 	ctx := r.Context()
-	if err := h.gate.admit(ctx, callerOfHTTP(r), permConnect); err != nil {
+	if _, err := h.gate.admit(ctx, callerOfHTTP(r), h.calls.seed); err != nil {
 		return short{}, err
 	}
 	id, err := url.PathUnescape(segment)
@@ -202,8 +202,12 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 		began := time.Now()
 		pattern, _ := runtime.HTTPPattern(r.Context())
 		call := &v1Call{call: h.calls.path(r.Method, pattern.String())}
-		r = r.WithContext(context.WithValue(r.Context(), v1CallKey{}, call))
-		if err := h.admitV1(w, r, call); err != nil {
+		p, err := h.gate.admit(r.Context(), callerOfHTTP(r), call.call)
+		r = r.WithContext(context.WithValue(withPass(r.Context(), &p), v1CallKey{}, call))
+		if err == nil {
+			err = h.check(w, r, call)
+		}
+		if err != nil {
 			httpStatus := 0
 			var tooLarge *http.MaxBytesError
 			if errors.As(err, &tooLarge) {
@@ -219,10 +223,8 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 	}
 }
 
-func (h *rest) admitV1(w http.ResponseWriter, r *http.Request, call *v1Call) error {
-	if err := h.gate.admit(r.Context(), callerOfHTTP(r), call.need); err != nil {
-		return err
-	}
+// check refuses what the gateway would let pass, and reads the body.
+func (h *rest) check(w http.ResponseWriter, r *http.Request, call *v1Call) error {
 	if r.URL.RawQuery != "" {
 		// The gateway would skip what it does not know, and a misspelt min_offset be without effect.
 		query, err := url.ParseQuery(r.URL.RawQuery)
