@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"reflect"
@@ -175,10 +176,41 @@ func TestNewerFields(t *testing.T) {
 }
 
 func TestDeadLetterRoundTrip(t *testing.T) {
-	d := DeadLetter{Source: SourceKafka, Topic: "t\xff", Partition: 2, Offset: 5, Cluster: "c", Dialect: "emqx", Reason: "bad_json", Detail: "field x", ReceivedMS: 3, Payload: []byte{255}}
-	got, err := DecodeDeadLetter(DeadLetterRecord(&d))
-	if err != nil || !reflect.DeepEqual(got, d) {
-		t.Fatalf("%+v became %+v: %v", d, got, err)
+	for _, d := range []DeadLetter{
+		{
+			Source: SourceKafka, Topic: "t\xff", Partition: 2, Offset: 5, Cluster: "c", Dialect: "emqx", Reason: "bad_json", Detail: "field x", ReceivedMS: 3,
+			Payload: []byte{255}, Key: []byte("c/\x00"), Headers: []kgo.RecordHeader{{Key: "key", Value: []byte("k")}, {Key: "empty", Value: []byte{}}, {Key: "null"}, {Key: "null"}},
+		},
+		{Source: SourceKafka, Topic: "no key", ReceivedMS: 3, Payload: []byte{}},
+		{Source: SourceKafka, Topic: "empty key", ReceivedMS: 3, Key: []byte{}},
+		{Source: SourceMQTT, Topic: "$SYS/brokers/n/clients/a/connected", Cluster: "c", Reason: "not_json", ReceivedMS: 3, Payload: []byte("{"), QoS: 2, Retain: true,
+			Version: "$SYS/brokers/n/version 5.8.6", CutFrom: 9},
+	} {
+		got, err := DecodeDeadLetter(DeadLetterRecord(&d))
+		if err != nil || !reflect.DeepEqual(got, d) {
+			t.Errorf("%+v became %+v: %v", d, got, err)
+		}
+	}
+}
+
+// TestDeadLetterFits: whatever a record or message holds, its letter fits into a record, or the materializer could not get past it.
+func TestDeadLetterFits(t *testing.T) {
+	big := bytes.Repeat([]byte("x"), 1_000_000)
+	for _, d := range []DeadLetter{
+		{Source: SourceMQTT, Topic: string(big[:65_535]), Payload: big},
+		{Source: SourceKafka, Topic: "t", Payload: big, Key: big[:65_600], Detail: string(big)},
+		{Source: SourceKafka, Topic: "t", Key: big},
+		{Source: SourceKafka, Topic: "t", Headers: []kgo.RecordHeader{{Key: "a", Value: big}}},
+	} {
+		r := DeadLetterRecord(&d)
+		size := len(r.Value)
+		for _, h := range r.Headers {
+			size += len(h.Key) + len(h.Value)
+		}
+		got, err := DecodeDeadLetter(r)
+		if err != nil || size > 900_000 || got.CutFrom == 0 {
+			t.Errorf("a letter of %d bytes, cut from %d: %v", size, got.CutFrom, err)
+		}
 	}
 }
 

@@ -23,8 +23,6 @@ const (
 	nodeTick = 250 * time.Millisecond
 	// dropLogInterval is the time between two log lines about drops.
 	dropLogInterval = 10 * time.Second
-	// maxDeadPayload bounds what a dead letter keeps of a payload, below what Kafka takes by default.
-	maxDeadPayload = 512 << 10
 )
 
 // cluster carries the events of one MQTT broker cluster: from its session, by its decoders, to the pipeline.
@@ -304,7 +302,10 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 		known = c.nodes.asserted()
 	}
 	epoch := c.epoch
-	dialect := c.feed.fact.Dialect
+	dialect, version := c.feed.fact.Dialect, ""
+	if result.dead != nil {
+		version = versionFor(c.decoders, m)
+	}
 	c.mu.Unlock()
 
 	if len(added) > 0 {
@@ -321,7 +322,7 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	switch {
 	case result.dead != nil:
 		c.metrics.deadLetters.WithLabelValues(result.dead.reason).Inc()
-		d.records = append(d.records, c.deadLetter(m, dialect, result.dead))
+		d.records = append(d.records, c.deadLetter(m, dialect, version, result.dead))
 	case result.ignored != "":
 		c.metrics.ignored.WithLabelValues(result.ignored).Inc()
 	}
@@ -438,20 +439,12 @@ func (c *cluster) submitNodesOf(clusters []string, known []presence.NodeFact, re
 	}
 }
 
-func (c *cluster) deadLetter(m *message, dialect string, why *unreadable) *kgo.Record {
+func (c *cluster) deadLetter(m *message, dialect, version string, why *unreadable) *kgo.Record {
 	c.log.Debug("dead letter", service.KeyReason, why.reason, service.KeyMQTTTopic, m.topic, "detail", why.detail)
-	payload := m.payload
-	if len(payload) > maxDeadPayload {
-		payload = payload[:maxDeadPayload]
-	}
-	r := eventlog.DeadLetterRecord(&eventlog.DeadLetter{
+	return eventlog.DeadLetterRecord(&eventlog.DeadLetter{
 		Source: eventlog.SourceMQTT, Topic: m.topic, Cluster: c.name, Dialect: dialect, Reason: why.reason, Detail: why.detail,
-		ReceivedMS: m.receivedMS, Payload: payload,
+		ReceivedMS: m.receivedMS, Payload: m.payload, QoS: m.qos, Retain: m.retain, Version: version,
 	})
-	r.Headers = append(r.Headers,
-		kgo.RecordHeader{Key: "qos", Value: []byte{'0' + m.qos}},
-		kgo.RecordHeader{Key: "retain", Value: fmt.Appendf(nil, "%t", m.retain)})
-	return r
 }
 
 // drop notes that facts were dropped.

@@ -26,7 +26,7 @@ type deadLetters struct {
 func poisonOf(r *kgo.Record, reason, detail string) *eventlog.DeadLetter {
 	d := &eventlog.DeadLetter{
 		Source: eventlog.SourceKafka, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Reason: reason, Detail: detail,
-		ReceivedMS: r.Timestamp.UnixMilli(), Payload: r.Value,
+		ReceivedMS: r.Timestamp.UnixMilli(), Payload: r.Value, Key: r.Key, Headers: r.Headers,
 	}
 	if cluster, _, err := eventlog.SplitClientKey(r.Key); err == nil && eventlog.ValidCluster(cluster) == nil {
 		d.Cluster = cluster
