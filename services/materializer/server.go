@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
 	"github.com/mqtt-presence/presence/libs/service"
@@ -52,7 +53,9 @@ const maxRequestBytes = 16 << 20
 
 // serveGRPC serves StateService, health and reflection until ctx ends.
 func (m *Materializer) serveGRPC(ctx context.Context) error {
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes))
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes),
+		// Query pings an owner that has not answered for 10 s, to find out whether it hangs.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
 	presencev1.RegisterStateServiceServer(server, m)
 	checks := health.NewServer()
 	checks.SetServingStatus(presencev1.StateService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)

@@ -13,12 +13,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/keepalive"
 
-	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/service"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
@@ -32,8 +30,8 @@ const (
 	minRefresh = 100 * time.Millisecond
 	// maxRounds bounds how often a request asks again with a newer routing.
 	maxRounds = 8
-	// maxAnswer bounds the answer of a materializer, in bytes.
-	maxAnswer = 64 << 20
+	// maxAnswer bounds the answer of a materializer, in bytes: a page of 1,000 clients with the longest IDs and usernames is no larger.
+	maxAnswer = 256 << 20
 )
 
 // Router is the StateReader over the network. It finds the owner of each partition by asking Kafka for the members of the
@@ -56,6 +54,7 @@ type Router struct {
 	lastErr   error
 	complete  bool // every partition had an owner once
 	conns     map[string]*connection
+	suspects  map[string]time.Time // owners that let a request wait, until when others are asked first
 }
 
 // connection to one materializer.
@@ -92,6 +91,7 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 		trigger:   make(chan struct{}, 1),
 		refreshed: make(chan struct{}),
 		conns:     make(map[string]*connection),
+		suspects:  make(map[string]time.Time),
 	}
 	r.metrics = routerMetrics{
 		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -259,206 +259,13 @@ func (r *Router) connect(addr string) (presencev1.StateServiceClient, error) {
 			// A restarted materializer is to be found again at once.
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 2 * time.Second,
-		}))
+		}),
+		// A materializer that hangs, or whose machine is gone, closes no connection. gRPC pings no more often than every 10 s.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}))
 	if err != nil {
 		return nil, fmt.Errorf("connect to the materializer at %s: %w", addr, err)
 	}
 	c := &connection{conn: conn, client: presencev1.NewStateServiceClient(conn)}
 	r.conns[addr] = c
 	return c.client, nil
-}
-
-// GetStates implements StateReader. It asks the owner of each key's partition, in the first replica that answers. If an owner cannot be
-// reached or does not own the partition any more, it asks again with a newer routing, a few times within the request timeout.
-func (r *Router) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
-	defer cancel()
-	q := &routedRead{router: r, req: req, pending: make([]int, len(req.GetKeys()))}
-	for i := range q.pending {
-		q.pending[i] = i
-	}
-	for round := 0; ; round++ {
-		table, refreshed := r.routing()
-		if table != nil {
-			if err := q.ask(ctx, table); err != nil {
-				return nil, err
-			}
-			if len(q.pending) == 0 {
-				return q.answer(), nil
-			}
-		}
-		if round == maxRounds {
-			return nil, q.noOwner(table)
-		}
-		select {
-		case r.trigger <- struct{}{}:
-		default:
-		}
-		select {
-		case <-refreshed:
-		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.Canceled) {
-				return nil, status.FromContextError(ctx.Err()).Err()
-			}
-			return nil, q.noOwner(table)
-		}
-	}
-}
-
-// routedRead is one request on its way through the owners.
-type routedRead struct {
-	router  *Router
-	req     *presencev1.GetStatesRequest
-	pending []int // indexes of the keys that are not answered
-	parts   []*presencev1.GetStatesResponse
-	lastErr error
-}
-
-// ask sends the pending keys to their owners, and those that an owner failed to answer to the next replica's. What is then still
-// pending nobody answered. An error is final.
-func (q *routedRead) ask(ctx context.Context, table *routing) error {
-	failed := make(map[string]map[int32]bool) // by address; partition -1 stands for all
-	for {
-		calls := q.plan(table, failed)
-		if len(calls) == 0 {
-			return nil
-		}
-		if len(calls) == 1 {
-			calls[0].run(ctx, q.router)
-		} else {
-			var wg sync.WaitGroup
-			for _, c := range calls {
-				wg.Go(func() { c.run(ctx, q.router) })
-			}
-			wg.Wait()
-		}
-		answered := make(map[int]bool)
-		for _, c := range calls {
-			if failed[c.addr] == nil {
-				failed[c.addr] = make(map[int32]bool)
-			}
-			if c.err != nil {
-				if !retryable(ctx, c.err) {
-					return c.err
-				}
-				q.lastErr = fmt.Errorf("ask %s: %w", c.addr, c.err)
-				failed[c.addr][-1] = true
-				continue
-			}
-			for _, i := range c.answer.GetNotOwned() {
-				if int(i) < len(c.indexes) {
-					q.lastErr = nil
-					failed[c.addr][q.partition(table, c.indexes[i])] = true
-				}
-			}
-			if err := q.take(c, answered); err != nil {
-				return err
-			}
-		}
-		left := q.pending[:0]
-		for _, i := range q.pending {
-			if !answered[i] {
-				left = append(left, i)
-			}
-		}
-		q.pending = left
-	}
-}
-
-func (q *routedRead) partition(table *routing, index int) int32 {
-	return eventlog.Partition(eventlog.ClientKey(q.req.GetCluster(), q.req.GetKeys()[index].GetClientId()), table.partitions)
-}
-
-// plan groups the pending keys by owner.
-func (q *routedRead) plan(table *routing, failed map[string]map[int32]bool) []*ownerCall {
-	var calls []*ownerCall
-	byAddr := make(map[string]*ownerCall)
-	for _, i := range q.pending {
-		p := q.partition(table, i)
-		addr := table.owner(p, func(addr string) bool { return failed[addr][-1] || failed[addr][p] })
-		if addr == "" {
-			continue
-		}
-		c := byAddr[addr]
-		if c == nil {
-			c = &ownerCall{addr: addr, req: &presencev1.GetStatesRequest{Cluster: q.req.GetCluster(), Explain: q.req.GetExplain()}}
-			byAddr[addr] = c
-			calls = append(calls, c)
-		}
-		c.indexes = append(c.indexes, i)
-		c.req.Keys = append(c.req.Keys, q.req.GetKeys()[i])
-	}
-	return calls
-}
-
-// take renumbers a part's entries to the indexes of the whole.
-func (q *routedRead) take(c *ownerCall, answered map[int]bool) error {
-	for _, e := range c.answer.GetEntries() {
-		if int(e.GetIndex()) >= len(c.indexes) {
-			return status.Errorf(codes.Internal, "the materializer at %s answered for key %d of %d", c.addr, e.GetIndex(), len(c.indexes))
-		}
-		i := c.indexes[e.GetIndex()]
-		e.Index = uint32(i)
-		answered[i] = true
-	}
-	if len(c.answer.GetEntries()) > 0 {
-		q.parts = append(q.parts, c.answer)
-	}
-	// An owner that passes a key over in silence is not asked again for it.
-	if len(c.answer.GetEntries())+len(c.answer.GetNotOwned()) < len(c.indexes) {
-		return status.Errorf(codes.Internal, "the materializer at %s left keys without an answer", c.addr)
-	}
-	return nil
-}
-
-// noOwner says what is missing, and since when if the last owner failed.
-func (q *routedRead) noOwner(table *routing) error {
-	if table == nil {
-		return unavailable("the owners of the partitions are not known yet: kafka has not answered; ask again")
-	}
-	p := q.partition(table, q.pending[0])
-	what := "has no owner"
-	if q.lastErr != nil {
-		what = "has an owner that does not answer"
-		q.router.log.Debug("owner does not answer", service.KeyPartition, p, service.KeyError, q.lastErr)
-	}
-	return unavailable(fmt.Sprintf("partition %d of %s %s right now; ask again", p, eventlog.TopicClientEvents, what))
-}
-
-// ownerCall is the part of a request that one owner answers.
-type ownerCall struct {
-	addr    string
-	indexes []int // of the whole request's keys
-	req     *presencev1.GetStatesRequest
-	answer  *presencev1.GetStatesResponse
-	err     error
-}
-
-func (c *ownerCall) run(ctx context.Context, r *Router) {
-	client, err := r.connect(c.addr)
-	if err == nil {
-		c.answer, err = client.GetStates(ctx, c.req)
-	}
-	c.err = err
-	r.metrics.calls.WithLabelValues(status.Code(err).String()).Inc()
-}
-
-// retryable reports whether another owner, or the same one later, may answer.
-func retryable(ctx context.Context, err error) bool {
-	switch status.Code(err) {
-	case codes.Unavailable:
-		return true
-	case codes.Canceled:
-		// The connection was closed under the call, unless it is the caller who has gone.
-		return ctx.Err() == nil
-	}
-	return false
-}
-
-// answer joins the parts.
-func (q *routedRead) answer() *presencev1.GetStatesResponse {
-	if len(q.parts) == 1 {
-		return q.parts[0]
-	}
-	return joinParts(q.parts, len(q.req.GetKeys()))
 }
