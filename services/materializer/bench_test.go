@@ -39,6 +39,9 @@ func benchPartition(b testing.TB, publish bool, evidence int) *partition {
 	ps.nodes = newNodes(ps.dead, m.metrics, log)
 	m.shared.Store(ps)
 	p := newPartition(0, ps)
+	if p.indexes, err = db.Indexes(0); err != nil {
+		b.Fatal(err)
+	}
 	m.setServed(0, p)
 	p.progress.start(0, 0, 1<<62, 0)
 	b.Cleanup(func() { m.setServed(0, nil) })

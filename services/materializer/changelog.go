@@ -44,7 +44,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 			return err
 		}
 	}
-	b := p.parts.store.NewBatch(p.id)
+	b := p.indexes.NewBatch()
 	if err := m.settle(b); err != nil {
 		return closeBatch(b, err)
 	}
@@ -237,7 +237,7 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 	if err := m.p.parts.dead.send(ctx, poison); err != nil {
 		return err
 	}
-	b := m.p.parts.store.NewBatch(m.p.id)
+	b := m.p.indexes.NewBatch()
 	for key, n := range latest {
 		if err := m.replace(b, []byte(key), n.state, false); err != nil {
 			return closeBatch(b, err)
@@ -258,10 +258,12 @@ func (m *merge) replace(b *store.Batch, key []byte, s *eventlog.ClientState, win
 		return err
 	}
 	version := versionOf(s)
+	var indexed store.Indexed
 	if found {
 		if _, err := m.row.Decode(value); err != nil {
 			return err
 		}
+		indexed = m.row.Indexed()
 		if !wins && !m.row.Latest.Less(version) {
 			return nil
 		}
@@ -284,7 +286,7 @@ func (m *merge) replace(b *store.Batch, key []byte, s *eventlog.ClientState, win
 		row.Last.Version = m.row.Last.Version
 	}
 	m.state = state.Append(m.state[:0])
-	b.PutRow(key, &row, m.state)
+	b.PutRow(key, indexed, &row, m.state)
 	m.replaced++
 	if m.found {
 		m.p.meta.Next, m.p.meta.SweptNode = min(m.p.meta.Next, version.Event+1), -1

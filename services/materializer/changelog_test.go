@@ -226,8 +226,8 @@ func TestFactsOfARestoredRowArePassedOver(t *testing.T) {
 	r.State.Apply(&open)
 	r.Last = store.Transition{Status: presence.Online, Node: "n1", Key: open.Connection, Version: store.Version{Event: 5, Node: 0}}
 	r.Latest = r.Last.Version
-	b := p.parts.store.NewBatch(0)
-	b.PutRow(eventlog.ClientKey("default", "a"), &r, r.State.Append(nil))
+	b := p.indexes.NewBatch()
+	b.PutRow(eventlog.ClientKey("default", "a"), store.Indexed{}, &r, r.State.Append(nil))
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,7 @@ type entry struct {
 	// the batch left it.
 	published  []byte
 	before     []byte // as read
+	indexed    store.Indexed
 	transition bool
 	touched    bool // received time grew
 
@@ -93,7 +94,7 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 		p.apply(&f.facts[i], table)
 		f.log(i)
 	}
-	b := p.parts.store.NewBatch(p.id)
+	b := p.indexes.NewBatch()
 	for _, i := range f.order {
 		p.writeRow(b, &f.entries[i])
 	}
@@ -180,7 +181,7 @@ func (p *partition) readRows() (err error) {
 		if e.before, err = e.row.Decode(f.arena[begin:len(f.arena):len(f.arena)]); err != nil {
 			return err
 		}
-		e.published = e.before
+		e.published, e.indexed = e.before, e.row.Indexed()
 	}
 	return nil
 }
@@ -212,6 +213,7 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 	counts[pf.Outcome].Inc()
 	v := presence.Status(&e.row.State, cluster, p.allowanceMS())
 	if !changes(&e.row.Last, &v) {
+		amend(&e.row.Last, &v)
 		return
 	}
 	version := store.Version{Event: pf.Offset, Node: table.next - 1}
@@ -242,6 +244,15 @@ func eventTime(f *presence.Fact) int64 {
 // changes reports whether a verdict is a transition: the status or the current connection is not what was last published.
 func changes(l *store.Transition, v *presence.Verdict) bool {
 	return v.Status != l.Status || v.Node != l.Node || connectionKey(v) != l.Key
+}
+
+// amend brings up to date what a verdict that is no transition says of the status, and reports whether that was needed.
+func amend(l *store.Transition, v *presence.Verdict) bool {
+	if l.SinceMS == v.SinceMS && l.Reason == v.Reason && l.Belief == v.Belief {
+		return false
+	}
+	l.SinceMS, l.Reason, l.Belief = v.SinceMS, v.Reason, v.Belief
+	return true
 }
 
 func connectionKey(v *presence.Verdict) string {
@@ -304,5 +315,5 @@ func (p *partition) writeRow(b *store.Batch, e *entry) {
 			b.ClearDirty([]byte(e.key))
 		}
 	}
-	b.PutRow([]byte(e.key), &e.row, state)
+	b.PutRow([]byte(e.key), e.indexed, &e.row, state)
 }

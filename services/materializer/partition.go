@@ -43,9 +43,10 @@ type partition struct {
 	progress progress
 
 	// What follows belongs to the goroutine of run.
-	meta  store.Meta
-	folds fold
-	sweep sweep
+	meta    store.Meta
+	indexes *store.Indexes // set by acquire
+	folds   fold
+	sweep   sweep
 }
 
 // parts is what all partitions share.
@@ -124,6 +125,9 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 		return err
 	}
 	p.meta = meta
+	if p.indexes, err = p.parts.store.Indexes(p.id); err != nil {
+		return err
+	}
 	first, end, err := bounds(ctx, p.parts.adm, eventlog.TopicClientEvents, p.id)
 	if err != nil {
 		return err

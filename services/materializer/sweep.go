@@ -48,7 +48,7 @@ func (p *partition) sweepChunk(ctx context.Context) error {
 	s := &p.sweep
 	cluster := s.clusters[0]
 	table := p.parts.nodes.table()
-	b := p.parts.store.NewBatch(p.id)
+	b := p.indexes.NewBatch()
 	last, err := p.parts.store.Clients(p.id, cluster, s.after, sweepRows, func(client, row []byte) error {
 		return p.sweepRow(b, table, cluster, client, row)
 	})
@@ -71,8 +71,12 @@ func (p *partition) sweepRow(b *store.Batch, table *nodeTable, cluster string, c
 	if err != nil {
 		return err
 	}
+	indexed := r.Indexed()
 	v := presence.Status(&r.State, table.cluster(cluster), p.allowanceMS())
 	if !changes(&r.Last, &v) {
+		if amend(&r.Last, &v) {
+			b.PutRow(client, indexed, &r, state)
+		}
 		return nil
 	}
 	version := p.versionNow(&r, table)
@@ -85,7 +89,7 @@ func (p *partition) sweepRow(b *store.Batch, table *nodeTable, cluster string, c
 		r.Dirty = false
 		b.ClearDirty(client)
 	}
-	b.PutRow(client, &r, state)
+	b.PutRow(client, indexed, &r, state)
 	return nil
 }
 
@@ -121,7 +125,7 @@ func (p *partition) checkpoint(ctx context.Context) error {
 // cleanChunk puts the next dirty clients' records into the outbox; with the last of them goes the checkpoint.
 func (p *partition) cleanChunk(table *nodeTable) (more bool, err error) {
 	defer p.folds.reset()
-	b := p.parts.store.NewBatch(p.id)
+	b := p.indexes.NewBatch()
 	n := 0
 	if err := p.parts.store.Dirty(p.id, func(client []byte) (bool, error) {
 		if n++; n > sweepRows {
@@ -157,6 +161,7 @@ func (p *partition) clean(b *store.Batch, table *nodeTable, client []byte) error
 	if err != nil {
 		return err
 	}
+	indexed := r.Indexed()
 	v := presence.Status(&r.State, table.cluster(cluster), p.allowanceMS())
 	r.Dirty = false
 	if version := p.versionNow(&r, table); changes(&r.Last, &v) {
@@ -164,9 +169,10 @@ func (p *partition) clean(b *store.Batch, table *nodeTable, client []byte) error
 		p.logChange(b, client, &r)
 	} else {
 		r.Latest = version
+		amend(&r.Last, &v)
 		p.emit(&r, &v, false, cluster, clientID, state)
 	}
-	b.PutRow(client, &r, state)
+	b.PutRow(client, indexed, &r, state)
 	return nil
 }
 

@@ -19,9 +19,10 @@ type Batch struct {
 	key       []byte
 	value     []byte
 	errs      error
+	changes   *indexChanges // nil in a batch that writes no rows
 }
 
-// NewBatch returns an empty batch of a partition. It must be committed or closed.
+// NewBatch returns an empty batch of a partition, for all but rows: those are written by batches of [Indexes]. It must be committed or closed.
 func (s *Store) NewBatch(partition int32) *Batch {
 	return &Batch{store: s, partition: partition, b: s.db.NewBatch(pebble.WithMaxRetainedSizeBytes(maxRetained))}
 }
@@ -37,10 +38,22 @@ func (b *Batch) fail(err error) {
 	}
 }
 
-// PutRow writes a client's row; state is what r.State.Append wrote.
-func (b *Batch) PutRow(client []byte, r *Row, state []byte) {
+// PutRow writes a client's row, and what indexes and counters say of it; state is what r.State.Append wrote. Old is what [Row.Indexed]
+// was for the row as it is in the store, the zero value if there is none.
+func (b *Batch) PutRow(client []byte, old Indexed, r *Row, state []byte) {
 	b.value = r.Append(b.value[:0], state)
 	b.set(appendClient(b.key[:0], kindClient, b.partition, client), b.value)
+	b.index(client, old, r.Indexed())
+}
+
+// DeleteRow removes a client's row and all that goes with it: entries of indexes, its part in counters, its log, the note that it is dirty.
+// Old is what [Row.Indexed] was for the row as it is in the store.
+func (b *Batch) DeleteRow(client []byte, old Indexed) {
+	for _, kind := range [...]byte{kindClient, kindEvidence, kindDirty} {
+		b.key = appendClient(b.key[:0], kind, b.partition, client)
+		b.fail(b.b.Delete(b.key, nil))
+	}
+	b.index(client, old, Indexed{})
 }
 
 // MarkDirty notes that a client's state changed after its latest record.
@@ -83,12 +96,14 @@ func (b *Batch) Len() int { return b.b.Len() }
 
 // Commit makes the changes visible, all at once, and closes the batch. They survive a crash after the next [Store.Sync].
 func (b *Batch) Commit() error {
+	b.writeIndexes()
 	if b.errs != nil {
 		return errors.Join(fmt.Errorf("fill a batch of partition %d: %w", b.partition, b.errs), b.b.Close())
 	}
 	if err := b.b.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("commit a batch of partition %d: %w", b.partition, err)
 	}
+	b.indexesWritten()
 	if err := b.b.Close(); err != nil {
 		return fmt.Errorf("close a batch of partition %d: %w", b.partition, err)
 	}

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"github.com/mqtt-presence/presence/libs/presence"
 )
 
@@ -270,18 +268,7 @@ func cutEvidence(log []byte, limit int) ([]byte, error) {
 	return log[at:], nil
 }
 
-// evidenceMerger has Pebble join the logs that batches wrote for a client, and keep the newest entries.
-func evidenceMerger(limit int) *pebble.Merger {
-	return &pebble.Merger{
-		Name: "presence.evidence.1",
-		Merge: func(_, value []byte) (pebble.ValueMerger, error) {
-			m := &evidenceMerge{limit: limit}
-			return m, m.MergeNewer(value)
-		},
-	}
-}
-
-// evidenceMerge is one merge. Pebble hands it operands in one direction only.
+// evidenceMerge joins the logs that batches wrote for a client, and keeps the newest entries. Pebble hands it operands in one direction only.
 type evidenceMerge struct {
 	limit int
 	log   []byte   // joined

@@ -87,7 +87,7 @@ func TestEvidenceIsSmall(t *testing.T) {
 func TestMergeKeepsTheNewestEvidence(t *testing.T) {
 	const limit = 4
 	random := rand.New(rand.NewPCG(1, 2))
-	merger := evidenceMerger(limit)
+	merger := merger(Options{EvidencePerClient: limit})
 	for range 2000 {
 		var operands [][]byte
 		var want []int64
@@ -128,7 +128,7 @@ func mergeAll(t *testing.T, merger *pebble.Merger, operands [][]byte, newer bool
 		first, rest = operands[len(operands)-1], operands[:len(operands)-1]
 	}
 	lent := lend(first)
-	m, err := merger.Merge(nil, lent)
+	m, err := merger.Merge(appendClient(nil, kindEvidence, 0, nil), lent)
 	clear(lent)
 	for i := range rest {
 		operand := rest[i]

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Every key begins with a byte that says its kind. Numbers in keys are big endian, so that keys sort as the numbers do; a client is the
@@ -15,10 +17,17 @@ import (
 //	dirty      0x04 | partition (2) | cluster "/" client ID     empty: the state changed after the client's latest record
 //	changelog  0x05 | partition (2)                             uvarint: client-state records below this offset are in the rows
 //	logged     0x06 | partition (2)                             uvarint: 1 + the offset from which on all facts are in the logs; 0: none
+//	indexed    0x07 | partition (2)                             uvarint: version of the partition's indexes; absent: they are not complete
 //	client     0x10 | partition (2) | cluster "/" client ID     value: Row
 //	evidence   0x11 | partition (2) | cluster "/" client ID     log of Evidence; there if the row is, and goes with it
 //
-// Reserved: 0x20 to 0x3f for sessions, 0x40 to 0x6f for secondary indexes, 0x70 to 0x7f for counters.
+//	places     0x40 | partition (2) | cluster "/" status (1) text(node) client ID           empty: index by status and node
+//	since      0x41 | partition (2) | cluster "/" status (1) since (8) client ID            empty: index by the time that the status began
+//	usernames  0x42 | partition (2) | cluster "/" text(username) client ID                  empty: index by username, without the empty one
+//	place n    0x70 | partition (2) | cluster "/" status (1) text(node)                     uvarint: entries of the index with that beginning
+//	username n 0x71 | partition (2) | cluster "/" text(username)                            varint, merged by addition: the same
+//
+// Reserved: 0x20 to 0x3f for sessions, 0x43 to 0x6f for more indexes, 0x72 to 0x7f for more counters.
 const (
 	kindSchema    byte = 0x01
 	kindMeta      byte = 0x02
@@ -26,12 +35,23 @@ const (
 	kindDirty     byte = 0x04
 	kindChangelog byte = 0x05
 	kindLogged    byte = 0x06
+	kindIndexed   byte = 0x07
 	kindClient    byte = 0x10
 	kindEvidence  byte = 0x11
+
+	kindPlace         byte = 0x40
+	kindSince         byte = 0x41
+	kindUsername      byte = 0x42
+	kindPlaceCount    byte = 0x70
+	kindUsernameCount byte = 0x71
 )
 
-// schemaVersion is the version of all layouts. A store of another version is refused.
+// schemaVersion is the version of all layouts but those of indexes and counters. A store of another version is refused.
 const schemaVersion = 2
+
+// indexVersion is the version of indexes and counters: of their layouts, and of what a row has in them. Those of another version are built
+// anew from the rows.
+const indexVersion = 1
 
 // prefixSize is the length of kind and partition.
 const prefixSize = 3
@@ -64,6 +84,64 @@ func outboxSeq(key []byte) (uint64, error) {
 		return 0, fmt.Errorf("%w: outbox key of %d bytes", ErrCorrupt, len(key))
 	}
 	return binary.BigEndian.Uint64(key[prefixSize:]), nil
+}
+
+// appendText appends a text that more follows, so that keys sort as the texts do: a zero byte of it is followed by textZero, its end is a zero
+// byte and textEnd.
+func appendText(dst []byte, text string) []byte {
+	for {
+		i := strings.IndexByte(text, 0)
+		if i < 0 {
+			return append(append(dst, text...), 0, textEnd)
+		}
+		dst = append(append(dst, text[:i]...), 0, textZero)
+		text = text[i+1:]
+	}
+}
+
+const (
+	textEnd  = 0x01
+	textZero = 0xff
+)
+
+// cutText splits what appendText wrote from what follows it.
+func cutText(b []byte) (text string, rest []byte, ok bool) {
+	for i := 0; i+1 < len(b); i++ {
+		if b[i] != 0 {
+			continue
+		}
+		switch b[i+1] {
+		case textEnd:
+			return text + string(b[:i]), b[i+2:], true
+		case textZero:
+			text += string(b[:i+1])
+			b, i = b[i+2:], -1
+		default:
+			return "", nil, false
+		}
+	}
+	return "", nil, false
+}
+
+// appendPlace appends the counter's key, or the beginning of the index's; cluster is the one of a client with its "/".
+func appendPlace(dst []byte, kind byte, partition int32, cluster []byte, s Standing, node string) []byte {
+	return appendText(append(appendClient(dst, kind, partition, cluster), byte(s)), node)
+}
+
+// appendSince appends the beginning of the index's key: the sign is turned around, so that negative times come first.
+func appendSince(dst []byte, partition int32, cluster []byte, s Standing, ms int64) []byte {
+	return binary.BigEndian.AppendUint64(append(appendClient(dst, kindSince, partition, cluster), byte(s)), uint64(ms)^1<<63)
+}
+
+// appendUsername appends the counter's key, or the beginning of the index's.
+func appendUsername(dst []byte, kind byte, partition int32, cluster []byte, username string) []byte {
+	return appendText(appendClient(dst, kind, partition, cluster), username)
+}
+
+// cutCluster splits a client, or what follows the partition in the key of an index, behind the "/" of the cluster.
+func cutCluster(b []byte) (cluster, rest []byte) {
+	i := bytes.IndexByte(b, '/') + 1
+	return b[:i], b[i:]
 }
 
 // clusterBounds returns the range of a cluster's clients: "0" is the byte after "/".

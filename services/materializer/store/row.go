@@ -18,7 +18,8 @@ func (v Version) Less(w Version) bool {
 	return v.Event < w.Event || v.Event == w.Event && v.Node < w.Node
 }
 
-// Transition is the latest change of a client's status or current connection, as it was published.
+// Transition is the latest change of a client's status or current connection, as it was published; but belief, reason and since are those of the
+// status as the row was written last, which may have changed without being a transition.
 type Transition struct {
 	Status    presence.Presence
 	Belief    presence.Presence

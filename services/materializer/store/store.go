@@ -58,7 +58,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	opts := &pebble.Options{
 		FS:     fs,
-		Merger: evidenceMerger(o.EvidencePerClient),
+		Merger: merger(o),
 		// Pebble takes its memtables out of the cache.
 		CacheSize:                   o.CacheBytes + memTables*memTableBytes,
 		FormatMajorVersion:          pebble.FormatNewest,

@@ -28,6 +28,16 @@ func open(t testing.TB, fs vfs.FS) *Store {
 	return s
 }
 
+// rowBatch returns a batch that may write rows; indexes are not maintained.
+func rowBatch(t testing.TB, s *Store, partition int32) *Batch {
+	t.Helper()
+	x, err := s.Indexes(partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x.NewBatch()
+}
+
 const t0 = int64(1_760_000_000_000)
 
 // liveRow is a client with one live connection: a 22 byte ID, a username and a peer.
@@ -113,9 +123,9 @@ func TestBatchIsWholeOrNotThere(t *testing.T) {
 		s := open(t, fs)
 		client, r := liveRow()
 		for i := int64(1); i <= 50; i++ {
-			b := s.NewBatch(3)
+			b := rowBatch(t, s, 3)
 			r.Last.Version.Event, r.Latest.Event = i, i
-			b.PutRow(client, &r, r.State.Append(nil))
+			b.PutRow(client, Indexed{}, &r, r.State.Append(nil))
 			b.MarkDirty(client)
 			b.PutOutbox(&Entry{Seq: uint64(i), Message: Message{TimeMS: i, Key: client, Value: []byte("v"), Headers: []Header{{Key: "h", Value: []byte("x")}}}})
 			b.PutMeta(&Meta{Next: i + 1, SweptNode: -1})
@@ -157,12 +167,12 @@ func TestBatchIsWholeOrNotThere(t *testing.T) {
 func TestDeletedOutboxAndMarks(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	client, r := liveRow()
-	b := s.NewBatch(1)
+	b := rowBatch(t, s, 1)
 	for i := range uint64(5) {
 		b.PutOutbox(&Entry{Seq: i + 1})
 	}
 	b.MarkDirty(client)
-	b.PutRow(client, &r, r.State.Append(nil))
+	b.PutRow(client, Indexed{}, &r, r.State.Append(nil))
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -206,9 +216,9 @@ func TestDeletedOutboxAndMarks(t *testing.T) {
 func TestClientsInChunks(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	_, r := liveRow()
-	b := s.NewBatch(maxPartition)
+	b := rowBatch(t, s, maxPartition)
 	for _, client := range []string{"a/1", "a/2", "a/3", "a/4", "a-b/1", "b/1", "a0/1"} {
-		b.PutRow([]byte(client), &r, r.State.Append(nil))
+		b.PutRow([]byte(client), Indexed{}, &r, r.State.Append(nil))
 	}
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)
@@ -261,8 +271,8 @@ func TestReadFaultIsAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	client, r := liveRow()
-	b := s.NewBatch(0)
-	b.PutRow(client, &r, r.State.Append(nil))
+	b := rowBatch(t, s, 0)
+	b.PutRow(client, Indexed{}, &r, r.State.Append(nil))
 	if err := errors.Join(b.Commit(), s.db.Flush(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -296,9 +306,9 @@ func BenchmarkAppendRow(b *testing.B) {
 	s := open(b, vfs.NewMem())
 	client, r := liveRow()
 	const n = 100_000
-	batch := s.NewBatch(0)
+	batch := rowBatch(b, s, 0)
 	for i := range n {
-		batch.PutRow(fmt.Appendf(client[:8], "VIN%019d", i), &r, r.State.Append(nil))
+		batch.PutRow(fmt.Appendf(client[:8], "VIN%019d", i), Indexed{}, &r, r.State.Append(nil))
 	}
 	if err := errors.Join(batch.Commit(), s.db.Flush()); err != nil {
 		b.Fatal(err)
