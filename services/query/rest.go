@@ -37,14 +37,19 @@ type rest struct {
 	calls   *calls
 	gateway http.Handler
 	openAPI []byte
+	web     *webPage
 
 	bodyOnline, bodyOffline             []byte
 	contentType, noStore, statusUnknown []string
 }
 
 func newREST(a *answers, g *gate, m *metrics) (*rest, error) {
+	web, err := newWebPage()
+	if err != nil {
+		return nil, err
+	}
 	h := &rest{
-		answers: a, gate: g, metrics: m, calls: newCalls(), openAPI: presencev1.OpenAPI(),
+		answers: a, gate: g, metrics: m, calls: newCalls(), openAPI: presencev1.OpenAPI(), web: web,
 		bodyOnline: []byte(`{"online":true}`), bodyOffline: []byte(`{"online":false}`),
 		contentType: []string{"application/json"}, noStore: []string{"no-store"}, statusUnknown: []string{"unknown"},
 	}
@@ -76,6 +81,7 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path == "" {
 		path = r.URL.EscapedPath()
 	}
+	w = forPage(w, r)
 	switch {
 	case strings.HasPrefix(path, seedPrefix):
 		h.seed(w, r, path[len(seedPrefix):])
@@ -88,6 +94,8 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.gateway.ServeHTTP(w, r)
 	case path == "/openapi.json":
 		h.document(w, r)
+	case path == pagePath, strings.HasPrefix(path, assetPath):
+		h.page(w, r, path)
 	default:
 		h.fail(w, callNone, http.StatusNotFound, errNoSuchPath(""))
 	}

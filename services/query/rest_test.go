@@ -253,7 +253,7 @@ func TestRequestsThatAreWrong(t *testing.T) {
 		status             int
 		says               string
 	}{
-		{"GET", "/", "", 404, "/openapi.json"},
+		{"GET", "/web/nothing.js", "", 404, "/openapi.json"},
 		{"GET", "/v2/clients/x", "", 404, "/openapi.json"},
 		{"GET", "/v1/nothing", "", 404, "/openapi.json"},
 		{"GET", "/v1/nothing", "", 404, "/openapi.json"},
