@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -43,9 +44,24 @@ type routed interface {
 type answers struct {
 	presencev1.UnimplementedPresenceServiceServer
 
-	cfg    Config
-	reader StateReader
-	log    *slog.Logger
+	cfg       Config
+	reader    StateReader
+	log       *slog.Logger
+	tokens    *tokens
+	forgetter *forgetter
+	ranking   *semaphore.Weighted // rankings of usernames at a time
+	checking  *semaphore.Weighted // checks of the indexes at a time
+}
+
+func newAnswers(cfg Config, reader StateReader, log *slog.Logger) (*answers, error) {
+	t, err := newTokens(cfg.PageTokenKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &answers{
+		cfg: cfg, reader: reader, log: log, tokens: t, forgetter: newForgetter(cfg, log),
+		ranking: semaphore.NewWeighted(maxRankings), checking: semaphore.NewWeighted(1),
+	}, nil
 }
 
 // short is the answer of the seed call.
@@ -160,11 +176,14 @@ func (a *answers) BatchGetClients(ctx context.Context, req *presencev1.BatchGetC
 
 // read asks for one client.
 func (a *answers) read(ctx context.Context, cluster, clientID string, minOffset *int64) (*presencev1.GetStatesResponse, *presencev1.StateEntry, error) {
-	return a.readFor(ctx, cluster, clientID, minOffset, false)
+	return a.readFor(ctx, cluster, clientID, minOffset, detail{})
 }
 
-// readFor asks for one client, and with explain for its evidence.
-func (a *answers) readFor(ctx context.Context, cluster, clientID string, minOffset *int64, explain bool) (*presencev1.GetStatesResponse, *presencev1.StateEntry, error) {
+// detail is what is read of a client besides its state.
+type detail struct{ evidence, history bool }
+
+// readFor asks for one client, with more or less detail.
+func (a *answers) readFor(ctx context.Context, cluster, clientID string, minOffset *int64, more detail) (*presencev1.GetStatesResponse, *presencev1.StateEntry, error) {
 	if err := eventlog.ValidClientID(clientID); err != nil {
 		return nil, nil, invalid("client_id", err.Error())
 	}
@@ -176,7 +195,7 @@ func (a *answers) readFor(ctx context.Context, cluster, clientID string, minOffs
 	}{}
 	q.key.ClientId, q.key.MinOffset = clientID, minOffset
 	q.keys[0] = &q.key
-	q.req.Keys, q.req.Explain = q.keys[:], explain
+	q.req.Keys, q.req.Explain, q.req.History = q.keys[:], more.evidence, more.history
 	r, err := a.ask(ctx, cluster, &q.req)
 	if err != nil {
 		return nil, nil, err
@@ -194,13 +213,21 @@ func (a *answers) clusterOf(cluster string) string {
 	return cluster
 }
 
-// ask sets the request's cluster and reads.
-func (a *answers) ask(ctx context.Context, cluster string, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
-	req.Cluster = a.clusterOf(cluster)
+// validCluster returns the cluster that a request names, or the default one.
+func (a *answers) validCluster(cluster string) (string, error) {
 	if cluster != "" {
 		if err := eventlog.ValidCluster(cluster); err != nil {
-			return nil, invalid("cluster", "cluster: "+err.Error())
+			return "", invalid("cluster", "cluster: "+err.Error())
 		}
+	}
+	return a.clusterOf(cluster), nil
+}
+
+// ask sets the request's cluster and reads.
+func (a *answers) ask(ctx context.Context, cluster string, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	var err error
+	if req.Cluster, err = a.validCluster(cluster); err != nil {
+		return nil, err
 	}
 	within := ctx
 	minOffset := req.GetKeys()[0].MinOffset
@@ -214,15 +241,20 @@ func (a *answers) ask(ctx context.Context, cluster string, req *presencev1.GetSt
 	if err == nil {
 		return r, nil
 	}
+	return nil, a.readError(ctx, err, minOffset)
+}
+
+// readError is what the caller gets to see of a reader's error. What he does not get to see is logged.
+func (a *answers) readError(ctx context.Context, err error, minOffset *int64) error {
 	if minOffset == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, status.Error(codes.DeadlineExceeded, "the caller's deadline passed before the state was read; allow more time")
+		return status.Error(codes.DeadlineExceeded, "the caller's deadline passed before the state was read; allow more time")
 	}
 	err = readError(ctx, err, minOffset, a.cfg.RequestTimeout)
 	var hidden *internalError
 	if errors.As(err, &hidden) {
 		a.log.ErrorContext(ctx, "state not read", service.KeyError, hidden.cause)
 	}
-	return nil, err
+	return err
 }
 
 func (a *answers) internal(ctx context.Context, err error) error {
@@ -230,12 +262,17 @@ func (a *answers) internal(ctx context.Context, err error) error {
 	return &internalError{err}
 }
 
-// freshness of one entry, by the clock of this process.
-func (a *answers) freshness(r *presencev1.GetStatesResponse, e *presencev1.StateEntry) *presencev1.Freshness {
+func (a *answers) clock() clock {
 	c := clock{now: time.Now(), staleAfter: a.cfg.StaleAfter}
 	if router, ok := a.reader.(routed); ok {
 		c.routedAt = router.RoutedAt()
 	}
+	return c
+}
+
+// freshness of one entry, by the clock of this process.
+func (a *answers) freshness(r *presencev1.GetStatesResponse, e *presencev1.StateEntry) *presencev1.Freshness {
+	c := a.clock()
 	var p *presencev1.PartitionFreshness
 	for _, of := range r.GetPartitions() {
 		if of.GetPartition() == e.GetPartition() {

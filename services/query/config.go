@@ -26,6 +26,9 @@ type Config struct {
 	TLS            service.ServerTLS `prefix:"tls-"`
 	StateTLS       service.ClientTLS `prefix:"state-tls-"`
 
+	// PageTokenKeyFile must be the same for all query services behind one address.
+	PageTokenKeyFile string `conf:"page-token-key-file" usage:"file with the key of page tokens, at least 32 random bytes; empty: made at start, for this process only"`
+
 	eventlog.Config
 }
 

@@ -28,7 +28,7 @@ func (a *answers) ExplainClient(ctx context.Context, req *presencev1.ExplainClie
 	if err := validMinOffset(req.MinOffset); err != nil {
 		return nil, err
 	}
-	r, e, err := a.readFor(ctx, req.GetCluster(), req.GetClientId(), req.MinOffset, true)
+	r, e, err := a.readFor(ctx, req.GetCluster(), req.GetClientId(), req.MinOffset, detail{evidence: true})
 	if err != nil {
 		return nil, err
 	}

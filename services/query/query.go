@@ -35,13 +35,14 @@ const (
 
 // Service answers over REST and gRPC.
 type Service struct {
-	cfg    Config
-	reader StateReader
-	log    *slog.Logger
-	gate   *gate
-	http   *http.Server
-	grpc   *grpc.Server
-	health *health.Server
+	cfg     Config
+	reader  StateReader
+	log     *slog.Logger
+	gate    *gate
+	answers *answers
+	http    *http.Server
+	grpc    *grpc.Server
+	health  *health.Server
 
 	mu       sync.Mutex
 	httpAddr net.Listener
@@ -62,7 +63,10 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 	if err != nil {
 		return nil, err
 	}
-	a := &answers{cfg: cfg, reader: reader, log: log}
+	a, err := newAnswers(cfg, reader, log)
+	if err != nil {
+		return nil, err
+	}
 	handler, err := newREST(a, g, m)
 	if err != nil {
 		return nil, err
@@ -71,7 +75,7 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	s := &Service{cfg: cfg, reader: reader, log: log, gate: g}
+	s := &Service{cfg: cfg, reader: reader, log: log, gate: g, answers: a}
 	s.grpc, s.health = newGRPC(a, g, m, cloned(tlsConfig))
 	s.http = &http.Server{
 		Handler:           handler,
@@ -148,6 +152,9 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	s.log.Info("serving REST", service.KeyAddr, s.HTTPAddr().String())
 	s.log.Info("serving gRPC", service.KeyAddr, s.GRPCAddr().String())
+	if s.cfg.PageTokenKeyFile == "" {
+		s.log.Info("page tokens are valid until this process ends, and at no other; --page-token-key-file makes them last")
+	}
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	var background sync.WaitGroup
@@ -177,6 +184,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	stop()
 	err := errors.Join(first, s.stop(ctx))
+	s.answers.forgetter.close()
 	serving.Wait()
 	background.Wait()
 	return err
