@@ -21,6 +21,14 @@ const NeverSeen Standing = 3
 // NumStandings is the number of standings, which begin with 0.
 const NumStandings = 4
 
+// String returns online, offline, unknown or never_seen.
+func (s Standing) String() string {
+	if s == NeverSeen {
+		return presence.NeverSeen.String()
+	}
+	return presence.Presence(s).String()
+}
+
 // Indexed is what indexes and counters have of a row. It is a function of the row alone.
 type Indexed struct {
 	Listed   bool // false: nothing, since there is no row, or nothing is known of the client

@@ -18,8 +18,11 @@ import (
 //	changelog  0x05 | partition (2)                             uvarint: client-state records below this offset are in the rows
 //	logged     0x06 | partition (2)                             uvarint: 1 + the offset from which on all facts are in the logs; 0: none
 //	indexed    0x07 | partition (2)                             uvarint: version of the partition's indexes; absent: they are not complete
+//	history    0x08 | partition (2)                             uvarint: 2 + the received time since which all sessions are kept; absent: none are
+//	marker     0x09 | partition (2) | cluster "/" client ID     empty: the row says only that the client was forgotten
 //	client     0x10 | partition (2) | cluster "/" client ID     value: Row
 //	evidence   0x11 | partition (2) | cluster "/" client ID     log of Evidence; there if the row is, and goes with it
+//	sessions   0x20 | partition (2) | cluster "/" client ID     history of Sessions and Endings; goes with the row
 //
 //	places     0x40 | partition (2) | cluster "/" status (1) text(node) client ID           empty: index by status and node
 //	since      0x41 | partition (2) | cluster "/" status (1) since (8) client ID            empty: index by the time that the status began
@@ -36,8 +39,11 @@ const (
 	kindChangelog byte = 0x05
 	kindLogged    byte = 0x06
 	kindIndexed   byte = 0x07
+	kindHistory   byte = 0x08
+	kindMarker    byte = 0x09
 	kindClient    byte = 0x10
 	kindEvidence  byte = 0x11
+	kindSessions  byte = 0x20
 
 	kindPlace         byte = 0x40
 	kindSince         byte = 0x41
@@ -104,23 +110,26 @@ const (
 	textZero = 0xff
 )
 
-// cutText splits what appendText wrote from what follows it.
-func cutText(b []byte) (text string, rest []byte, ok bool) {
-	for i := 0; i+1 < len(b); i++ {
-		if b[i] != 0 {
-			continue
+// textSize is the length of what appendText wrote at the beginning of b, -1 if that is not there.
+func textSize(b []byte) int {
+	for i := 0; ; i += 2 {
+		n := bytes.IndexByte(b[i:], 0)
+		if i += n; n < 0 || i+1 == len(b) {
+			return -1
 		}
 		switch b[i+1] {
 		case textEnd:
-			return text + string(b[:i]), b[i+2:], true
+			return i + 2
 		case textZero:
-			text += string(b[:i+1])
-			b, i = b[i+2:], -1
 		default:
-			return "", nil, false
+			return -1
 		}
 	}
-	return "", nil, false
+}
+
+// text decodes what appendText wrote, of the size that textSize told.
+func text(b []byte) string {
+	return string(bytes.ReplaceAll(b[:len(b)-2], []byte{0, textZero}, []byte{0}))
 }
 
 // appendPlace appends the counter's key, or the beginning of the index's; cluster is the one of a client with its "/".
@@ -136,6 +145,17 @@ func appendSince(dst []byte, partition int32, cluster []byte, s Standing, ms int
 // appendUsername appends the counter's key, or the beginning of the index's.
 func appendUsername(dst []byte, kind byte, partition int32, cluster []byte, username string) []byte {
 	return appendText(appendClient(dst, kind, partition, cluster), username)
+}
+
+// successor returns the first key after all that begin with the given one, which has another byte than 0xff.
+func successor(key []byte) []byte {
+	n := len(key)
+	for key[n-1] == 0xff {
+		n--
+	}
+	next := bytes.Clone(key[:n])
+	next[n-1]++
+	return next
 }
 
 // cutCluster splits a client, or what follows the partition in the key of an index, behind the "/" of the cluster.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -21,10 +22,15 @@ type Options struct {
 	FS         vfs.FS       // nil: the operating system's
 	// EvidencePerClient is how many entries a client's log keeps; 0: DefaultEvidence.
 	EvidencePerClient int
+	// SessionsPerClient is how many sessions a client's history keeps; 0: DefaultSessions.
+	SessionsPerClient int
 }
 
 // DefaultEvidence is how many entries a client's log keeps by default.
 const DefaultEvidence = 16
+
+// DefaultSessions is how many sessions a client's history keeps by default.
+const DefaultSessions = 16
 
 const (
 	memTableBytes   = 64 << 20
@@ -43,8 +49,9 @@ type Store struct {
 	db *pebble.DB
 
 	// Pebble panics when it is read after Close. Readers hold closing shared, which costs them nothing until Close waits for them.
-	closing sync.RWMutex
-	closed  bool
+	closing  sync.RWMutex
+	closed   bool
+	stopping atomic.Bool // Close waits, or has waited
 }
 
 // Open opens the store in a directory, which is made if it is absent. Only one process can have it open.
@@ -55,6 +62,9 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	if o.EvidencePerClient == 0 {
 		o.EvidencePerClient = DefaultEvidence
+	}
+	if o.SessionsPerClient == 0 {
+		o.SessionsPerClient = DefaultSessions
 	}
 	opts := &pebble.Options{
 		FS:     fs,
@@ -88,6 +98,7 @@ func Open(dir string, o Options) (*Store, error) {
 
 // Close waits for reads in progress and closes the store. Batches must be done.
 func (s *Store) Close() error {
+	s.stopping.Store(true)
 	s.closing.Lock()
 	defer s.closing.Unlock()
 	if s.closed {

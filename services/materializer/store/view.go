@@ -1,0 +1,105 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// View reads the store as it was when the view was made. It belongs to one goroutine, which must not call methods of the store before it
+// has closed the view: Close of the store waits for that.
+type View struct {
+	store *Store
+	snap  *pebble.Snapshot
+	key   []byte
+}
+
+// NewView returns a view, which must be closed.
+func (s *Store) NewView() (*View, error) {
+	s.closing.RLock()
+	if s.closed {
+		s.closing.RUnlock()
+		return nil, ErrClosed
+	}
+	return &View{store: s, snap: s.db.NewSnapshot()}, nil
+}
+
+// Close ends the reading.
+func (v *View) Close() error {
+	defer v.store.closing.RUnlock()
+	if err := v.snap.Close(); err != nil {
+		return fmt.Errorf("close a view of the store: %w", err)
+	}
+	return nil
+}
+
+// stopped returns ErrClosed once the store waits to be closed: reads of very many keys give up then.
+func (v *View) stopped() error {
+	if v.store.stopping.Load() {
+		return ErrClosed
+	}
+	return nil
+}
+
+// get calls fn with a key's value, if there is one.
+func (v *View) get(key []byte, fn func(value []byte) error) (found bool, err error) {
+	value, closer, err := v.snap.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the store: %w", err)
+	}
+	return true, errors.Join(fn(value), closer.Close())
+}
+
+// scan calls fn for every key in [lower, upper) until it returns false or an error.
+func (v *View) scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
+	it, err := v.iter(lower, upper)
+	if err != nil {
+		return err
+	}
+	for ok := it.First(); ok && err == nil; ok = ok && it.Next() {
+		var value []byte
+		if value, err = it.ValueAndErr(); err == nil {
+			ok, err = fn(it.Key(), value)
+		}
+	}
+	return errors.Join(err, closeIter(it))
+}
+
+func (v *View) iter(lower, upper []byte) (*pebble.Iterator, error) {
+	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, fmt.Errorf("scan the store: %w", err)
+	}
+	return it, nil
+}
+
+// closeIter closes an iterator; that tells the errors it has met.
+func closeIter(it *pebble.Iterator) error {
+	if err := it.Close(); err != nil {
+		return fmt.Errorf("scan the store: %w", err)
+	}
+	return nil
+}
+
+// Swept returns the node-events offset up to which every row of a partition shows the node facts; -1 for none.
+func (v *View) Swept(partition int32) (int64, error) {
+	m := Meta{SweptNode: -1}
+	v.key = appendPrefix(v.key[:0], kindMeta, partition)
+	_, err := v.get(v.key, m.decode)
+	return m.SweptNode, err
+}
+
+// Indexed reports whether indexes and counters of a partition are what its rows say.
+func (v *View) Indexed(partition int32) (bool, error) {
+	var version int64
+	v.key = appendPrefix(v.key[:0], kindIndexed, partition)
+	found, err := v.get(v.key, func(value []byte) (err error) {
+		version, err = decodeCount(value)
+		return err
+	})
+	return found && version == indexVersion, err
+}
