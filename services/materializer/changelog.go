@@ -56,6 +56,14 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 		// Others folded the facts before: no log here has them.
 		b.PutLogged(p.loggedFrom())
 	}
+	if !found || m.replaced > 0 || p.meta.Next > before {
+		// Nor do they have the sessions, unless there is a fact from the first one on.
+		since := p.historyFrom()
+		if p.meta.Next == 0 && since != store.NoHistory {
+			since = store.HistoryAll
+		}
+		b.PutHistory(since)
+	}
 	b.PutMeta(&p.meta)
 	if m.replaced > 0 {
 		p.log.Info("rows restored from client-state", service.KeyCount, m.replaced)

@@ -24,6 +24,8 @@ type Config struct {
 
 	EvidencePerClient int `conf:"evidence-per-client" usage:"facts kept per client to explain its status with, the latest by arrival; 0: none"`
 
+	SessionsPerClient int `conf:"sessions-per-client" usage:"ended connections kept per client, the latest; 0: none"`
+
 	CheckpointInterval time.Duration `conf:"checkpoint-interval" usage:"time between two checkpoints of a partition that moved"`
 	CacheSize          int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache; its write buffers take up to 192 MiB besides"`
 
@@ -41,12 +43,14 @@ const (
 	defaultSessionTimeout = 10 * time.Second
 	maxReplicaBytes       = 63
 	maxEvidence           = 256
+	maxSessions           = 256
 )
 
 // DefaultConfig returns the defaults; Kafka.Brokers and DataDir are empty.
 func DefaultConfig() Config {
 	return Config{
 		StateAddr: defaultStateAddr, Replica: "a", Publish: true, Allowance: 2 * time.Second, EvidencePerClient: store.DefaultEvidence,
+		SessionsPerClient:  store.DefaultSessions,
 		CheckpointInterval: 10 * time.Second, CacheSize: 256 << 20, Kafka: eventlog.DefaultConfig(),
 	}
 }
@@ -74,6 +78,9 @@ func (c Config) Validate() error {
 	}
 	if c.EvidencePerClient < 0 || c.EvidencePerClient > maxEvidence {
 		errs = append(errs, fmt.Errorf("evidence-per-client: %d; use 0 to %d", c.EvidencePerClient, maxEvidence))
+	}
+	if c.SessionsPerClient < 0 || c.SessionsPerClient > maxSessions {
+		errs = append(errs, fmt.Errorf("sessions-per-client: %d; use 0 to %d", c.SessionsPerClient, maxSessions))
 	}
 	if c.CheckpointInterval <= 0 {
 		errs = append(errs, fmt.Errorf("checkpoint-interval: %v is not positive; use for example 10s", c.CheckpointInterval))

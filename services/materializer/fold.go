@@ -26,6 +26,10 @@ type fold struct {
 	poison  []*eventlog.DeadLetter
 	logged  []byte // of one client
 	key     []byte // of one client
+
+	leaving     []store.Session // what a fact may take out of the state
+	sessions    []byte          // logged by this batch
+	sessionRefs []sessionRef
 }
 
 // pendingFact is a decoded fact, what became of it, and the entry that it goes to.
@@ -51,6 +55,8 @@ type entry struct {
 	// The client's facts of the batch: 1 + the index of the first and of the last, and how many.
 	first, last, logged int
 	forgotten           bool // what was logged before them is to go
+
+	firstSession, lastSession int // 1 + the indexes of the client's first and last sessionRef, 0 for none
 }
 
 // emptyState is the encoding of the state of which nothing is known.
@@ -68,6 +74,8 @@ func (f *fold) reset() {
 	clear(f.entries)
 	clear(f.byKey)
 	clear(f.out)
+	clear(f.leaving[:cap(f.leaving)])
+	f.sessions, f.sessionRefs = f.sessions[:0], f.sessionRefs[:0]
 	f.facts, f.entries, f.order, f.arena, f.out, f.poison = f.facts[:0], f.entries[:0], f.order[:0], f.arena[:0], f.out[:0], nil
 }
 
@@ -101,6 +109,15 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 	// After all rows: keys that ascend are cheaper to write.
 	for _, i := range f.order {
 		p.writeEvidence(b, &f.entries[i])
+	}
+	for _, i := range f.order {
+		if err := p.writeSessions(b, &f.entries[i]); err != nil {
+			return closeBatch(b, err)
+		}
+	}
+	if p.historyNext && len(f.facts) > 0 {
+		p.historyNext = false
+		b.PutHistory(max(f.facts[0].Fact.ReceivedMS, 1))
 	}
 	p.meta.Next, p.meta.AppliedMS = next, appliedMS
 	p.metrics.batchRecords.Observe(float64(len(records)))
@@ -209,7 +226,14 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 		v := presence.Status(&presence.State{}, cluster, p.allowanceMS())
 		e.row.Last.Status, e.row.Last.Belief, e.row.Last.Reason = v.Status, v.Belief, v.Reason
 	}
+	keep := p.parts.cfg.SessionsPerClient > 0
+	if keep {
+		p.noteLeaving(&e.row.State, f, cluster)
+	}
 	pf.Outcome = e.row.State.Apply(f)
+	if keep {
+		p.logSessions(e, f, pf.Outcome)
+	}
 	counts[pf.Outcome].Inc()
 	v := presence.Status(&e.row.State, cluster, p.allowanceMS())
 	if !changes(&e.row.Last, &v) {
@@ -300,7 +324,7 @@ func (p *partition) writeRow(b *store.Batch, e *entry) {
 	state := p.encodeState(&e.row.State)
 	changed := !bytes.Equal(state, e.before)
 	if !e.found && !changed && !e.transition {
-		e.logged = 0 // there is no row, so there is no log
+		e.logged, e.firstSession = 0, 0 // there is no row, so there is no log
 		return
 	}
 	dirty := !bytes.Equal(state, e.published) || !e.transition && e.row.Dirty

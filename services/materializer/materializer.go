@@ -100,7 +100,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	if err := m.Listen(); err != nil {
 		return err
 	}
-	db, err := store.Open(m.cfg.DataDir, store.Options{CacheBytes: m.cfg.CacheSize, Log: m.log, FS: m.cfg.fs, EvidencePerClient: m.cfg.EvidencePerClient})
+	db, err := store.Open(m.cfg.DataDir, store.Options{CacheBytes: m.cfg.CacheSize, Log: m.log, FS: m.cfg.fs, EvidencePerClient: m.cfg.EvidencePerClient, SessionsPerClient: m.cfg.SessionsPerClient})
 	if err != nil {
 		return err
 	}

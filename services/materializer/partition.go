@@ -47,6 +47,8 @@ type partition struct {
 	indexes *store.Indexes // set by acquire
 	folds   fold
 	sweep   sweep
+	// historyNext: the history begins with the next fact.
+	historyNext bool
 }
 
 // parts is what all partitions share.
@@ -143,6 +145,9 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 			errOutOfRange, eventlog.TopicClientEvents, p.id, first, end, p.parts.cfg.DataDir, p.meta.Next)
 	}
 	if err := p.noteLogging(); err != nil {
+		return err
+	}
+	if err := p.noteHistory(); err != nil {
 		return err
 	}
 	if err := p.loadOutbox(); err != nil {

@@ -41,7 +41,7 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 	}
 	resp := &presencev1.GetStatesResponse{Entries: make([]*presencev1.StateEntry, 0, len(keys))}
 	owned := m.owned()
-	r := reader{m: m, cluster: req.GetCluster(), explain: req.GetExplain()}
+	r := reader{m: m, cluster: req.GetCluster(), explain: req.GetExplain(), sessions: req.GetHistory()}
 	seen := map[int32]freshness{}
 	for i, k := range keys {
 		if err := eventlog.ValidClientID(k.GetClientId()); err != nil {
@@ -105,13 +105,14 @@ func notReached(partition int32, want, next int64) error {
 
 // reader is the working memory of one read.
 type reader struct {
-	m       *Materializer
-	cluster string
-	explain bool
-	table   *nodeTable
-	key     []byte
-	value   []byte
-	row     store.Row
+	m        *Materializer
+	cluster  string
+	explain  bool
+	sessions bool
+	table    *nodeTable
+	key      []byte
+	value    []byte
+	row      store.Row
 }
 
 // entry reads the client of r.key; next is the partition's applied offset.
@@ -143,6 +144,11 @@ func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error)
 	if r.explain && e.GetFound() {
 		// The log is read after the row: it may hold a fact more, never one less.
 		if e.Evidence, err = r.evidence(p, state); err != nil {
+			return nil, err
+		}
+	}
+	if r.sessions && e.GetFound() {
+		if e.History, err = r.history(p, &v); err != nil {
 			return nil, err
 		}
 	}

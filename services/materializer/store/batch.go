@@ -46,10 +46,11 @@ func (b *Batch) PutRow(client []byte, old Indexed, r *Row, state []byte) {
 	b.index(client, old, r.Indexed())
 }
 
-// DeleteRow removes a client's row and all that goes with it: entries of indexes, its part in counters, its log, the note that it is dirty.
+// DeleteRow removes a client's row and all that goes with it: entries of indexes, its part in counters, its log, its history, the notes
+// that it is dirty or a marker.
 // Old is what [Row.Indexed] was for the row as it is in the store.
 func (b *Batch) DeleteRow(client []byte, old Indexed) {
-	for _, kind := range [...]byte{kindClient, kindEvidence, kindDirty} {
+	for _, kind := range [...]byte{kindClient, kindEvidence, kindDirty, kindSessions, kindMarker} {
 		b.key = appendClient(b.key[:0], kind, b.partition, client)
 		b.fail(b.b.Delete(b.key, nil))
 	}

@@ -110,16 +110,16 @@ func TestMergeKeepsTheNewestEvidence(t *testing.T) {
 		for len(operands) > 1 {
 			i := random.IntN(len(operands) - 1)
 			n := 2 + random.IntN(len(operands)-i-1)
-			operands = append(append(operands[:i:i], mergeAll(t, merger, operands[i:i+n], random.IntN(2) == 0)), operands[i+n:]...)
+			operands = append(append(operands[:i:i], mergeAll(t, merger, kindEvidence, operands[i:i+n], random.IntN(2) == 0)), operands[i+n:]...)
 		}
-		got, gotCut := offsets(t, mergeAll(t, merger, operands, true))
+		got, gotCut := offsets(t, mergeAll(t, merger, kindEvidence, operands, true))
 		if fmt.Sprint(got) != fmt.Sprint(want) || gotCut != cut {
 			t.Fatalf("got %v, cut %v; want %v, cut %v", got, gotCut, want, cut)
 		}
 	}
 }
 
-func mergeAll(t *testing.T, merger *pebble.Merger, operands [][]byte, newer bool) []byte {
+func mergeAll(t *testing.T, merger *pebble.Merger, kind byte, operands [][]byte, newer bool) []byte {
 	t.Helper()
 	// Pebble keeps its operands and may use their memory again.
 	lend := func(b []byte) []byte { return bytes.Clone(b) }
@@ -128,7 +128,7 @@ func mergeAll(t *testing.T, merger *pebble.Merger, operands [][]byte, newer bool
 		first, rest = operands[len(operands)-1], operands[:len(operands)-1]
 	}
 	lent := lend(first)
-	m, err := merger.Merge(appendClient(nil, kindEvidence, 0, nil), lent)
+	m, err := merger.Merge(appendClient(nil, kind, 0, nil), lent)
 	clear(lent)
 	for i := range rest {
 		operand := rest[i]

@@ -21,6 +21,8 @@ func merger(o Options) *pebble.Merger {
 			switch key[0] {
 			case kindEvidence:
 				m = &evidenceMerge{limit: o.EvidencePerClient}
+			case kindSessions:
+				m = &sessionsMerge{limit: o.SessionsPerClient}
 			case kindUsernameCount:
 				m = new(countMerge)
 			default:
