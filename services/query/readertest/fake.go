@@ -32,6 +32,8 @@ type Fake struct {
 	appliedMS  []int64 // received time of the last fact by partition
 	edit       func(*presencev1.GetStatesResponse) error
 	calls      int
+	looks      int // rows that a list looks at; 0: all
+	damage     []string
 }
 
 // row is what is kept of one client.
@@ -45,6 +47,7 @@ type row struct {
 
 	facts       []*presencev1.EvidenceFact
 	transitions []*presencev1.EvidenceTransition
+	past        past
 }
 
 // NewFake returns a reader that has seen nothing.
@@ -73,9 +76,11 @@ func (f *Fake) Apply(facts ...presence.Fact) {
 		}
 		before := presence.Status(&r.state, f.clusters[fact.Cluster], presence.DefaultAllowanceMS)
 		place := placeOf(&before)
+		r.past.leave(&before)
 		outcome := r.state.Apply(fact)
 		r.facts = append(r.facts, factOf(fact, outcome, f.applied[p]))
 		after := presence.Status(&r.state, f.clusters[fact.Cluster], presence.DefaultAllowanceMS)
+		r.past.note(fact, r.state.ForgottenMS)
 		if after.Status != before.Status || after.Reason != before.Reason || placeOf(&after) != place {
 			r.previous, r.changedMS, r.offset = before.Status, fact.TimeMS, f.applied[p]
 			r.transitions = append(r.transitions, &presencev1.EvidenceTransition{
@@ -141,7 +146,6 @@ func (f *Fake) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++
-	now := time.Now().UnixMilli()
 	answer := &presencev1.GetStatesResponse{Health: f.health(req.GetCluster())}
 	told := make(map[int32]bool)
 	for i, k := range req.GetKeys() {
@@ -157,12 +161,12 @@ func (f *Fake) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) 
 				State: r.state.Append(nil), Facts: slices.Clone(r.facts), Transitions: slices.Clone(r.transitions), AllowanceMs: presence.DefaultAllowanceMS,
 			}
 		}
+		if r := f.rows[string(key)]; r != nil && req.GetHistory() && !r.state.Empty() {
+			answer.Entries[len(answer.Entries)-1].History = f.historyOf(r, req.GetCluster())
+		}
 		if !told[p] {
 			told[p] = true
-			answer.Partitions = append(answer.Partitions, &presencev1.PartitionFreshness{
-				Partition: p, AppliedOffset: f.applied[p], EndOffset: f.applied[p],
-				AppliedTimeMs: f.appliedMS[p], EndOffsetTimeMs: now, Ready: true,
-			})
+			answer.Partitions = append(answer.Partitions, f.freshness(p))
 		}
 	}
 	if f.edit != nil {
@@ -171,6 +175,12 @@ func (f *Fake) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) 
 		}
 	}
 	return answer, nil
+}
+
+func (f *Fake) freshness(p int32) *presencev1.PartitionFreshness {
+	return &presencev1.PartitionFreshness{
+		Partition: p, AppliedOffset: f.applied[p], EndOffset: f.applied[p], AppliedTimeMs: f.appliedMS[p], EndOffsetTimeMs: time.Now().UnixMilli(), Ready: true,
+	}
 }
 
 func (f *Fake) reached(p int32, offset int64) bool {
@@ -194,7 +204,7 @@ func (f *Fake) entry(index uint32, partition int32, r *row, c *presence.Cluster)
 	e := &presencev1.StateEntry{Index: index, Partition: partition}
 	state := &presence.State{}
 	if r != nil {
-		e.Found, state = true, &r.state
+		e.Found, state = !r.state.Empty(), &r.state
 		e.Dialect, e.ReceivedMs = r.dialect, r.receivedMS
 		e.EventOffset, e.TransitionTimeMs, e.PreviousStatus = r.offset, r.changedMS, r.previous.String()
 	}
@@ -202,19 +212,7 @@ func (f *Fake) entry(index uint32, partition int32, r *row, c *presence.Cluster)
 	e.Status, e.Belief, e.StatusReason = v.Status.String(), v.Belief.String(), v.Reason.String()
 	e.SinceMs, e.Node, e.Reason, e.RawReason = v.SinceMS, v.Node, v.Close.String(), v.Raw
 	if v.Conn != nil {
-		e.Connection = &presencev1.Connection{
-			Key: v.Conn.Key, ConnectedAtMs: v.Conn.OpenedMS, Username: v.Conn.Username, Peer: v.Conn.Peer,
-			Transport: v.Conn.Transport, ProtocolVersion: uint32(v.Conn.ProtocolVersion),
-		}
-		if o := v.Conn.KeepAliveS; o.Valid {
-			e.Connection.KeepAliveS = &o.Value
-		}
-		if o := v.Conn.CleanStart; o.Valid {
-			e.Connection.CleanStart = &o.Value
-		}
-		if o := v.Conn.SessionExpiryS; o.Valid {
-			e.Connection.SessionExpiryS = &o.Value
-		}
+		e.Connection = connectionOf(v.Conn)
 	}
 	return e
 }
