@@ -165,8 +165,9 @@ func (c *Client) Batch(ctx context.Context, clientIDs []string) ([]*presencev1.C
 	answers := make([]*presencev1.Client, len(clientIDs))
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, batchesAtOnce)
-	for begin := 0; begin < len(clientIDs) && ctx.Err() == nil; {
-		end := chunk(clientIDs, begin)
+	for next := 0; next < len(clientIDs) && ctx.Err() == nil; {
+		begin, end := next, chunk(clientIDs, next)
+		next = end
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
@@ -174,7 +175,6 @@ func (c *Client) Batch(ctx context.Context, clientIDs []string) ([]*presencev1.C
 				cancel(err)
 			}
 		})
-		begin = end
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
@@ -248,7 +248,8 @@ func (c *Client) Explain(ctx context.Context, clientID string) (*presencev1.Expl
 	return r, nil
 }
 
-// Stats counts the clients of the cluster by status and node, and, where usernames is not 0, returns that many of the usernames with most clients, at most 1,000.
+// Stats counts the clients of the cluster by status and node, and, where usernames is not 0, returns that many of the usernames with most
+// clients, at most 1,000.
 func (c *Client) Stats(ctx context.Context, usernames int) (*presencev1.Stats, error) {
 	if usernames < 0 || usernames > maxBatch {
 		return nil, failed("count the clients", invalid("page_size", fmt.Sprintf("is %d usernames; ask for 0 to %d", usernames, maxBatch)))

@@ -63,7 +63,8 @@ func (co *coalescer) takes(ctx context.Context) bool {
 	return until == 0 || time.Now().UnixNano() >= until
 }
 
-// join adds a lookup, whose context has a deadline, to a batch, and returns its place. Without a batch the lookup goes first: it asks by itself, and calls returned.
+// join adds a lookup, whose context has a deadline, to a batch, and returns its place. Without a batch the lookup goes first: it asks by
+// itself, and calls returned.
 func (co *coalescer) join(ctx context.Context, cluster, id string) (*shared, int) {
 	co.mu.Lock()
 	defer co.mu.Unlock()

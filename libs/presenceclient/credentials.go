@@ -24,8 +24,8 @@ func Fixed(secret string) Source {
 	return func(context.Context) (string, error) { return secret, nil }
 }
 
-// File returns a source of what a file holds, without the line end at its end. A file that was changed is read again, within a second. While it cannot be read, calls fail
-// with UNAUTHENTICATED.
+// File returns a source of what a file holds, without the line end at its end. A file that was changed is read again, within a second. While it
+// cannot be read, calls fail with UNAUTHENTICATED.
 func File(path string) Source {
 	f := &secretFile{path: path}
 	return f.secret
@@ -46,25 +46,30 @@ func (f *secretFile) secret(context.Context) (string, error) {
 	if f.info != nil && time.Since(f.checked) < fileCheck {
 		return f.text, nil
 	}
+	text, info, err := f.read()
+	f.checked, f.text, f.info = time.Now(), text, info
+	return text, err
+}
+
+// read returns what the file holds, and a nil info with an error.
+func (f *secretFile) read() (string, os.FileInfo, error) {
 	// Looked at before it is read: a change in between is seen the next time.
 	info, err := os.Stat(f.path)
 	if err != nil {
-		return "", fmt.Errorf("look at the file of the secret: %w", err)
+		return "", nil, fmt.Errorf("look at the file of the secret: %w", err)
 	}
-	f.checked = time.Now()
 	if f.info != nil && os.SameFile(f.info, info) && f.info.ModTime().Equal(info.ModTime()) && f.info.Size() == info.Size() {
-		return f.text, nil
+		return f.text, info, nil
 	}
 	data, err := os.ReadFile(f.path)
 	if err != nil {
-		return "", fmt.Errorf("read the file of the secret: %w", err)
+		return "", nil, fmt.Errorf("read the file of the secret: %w", err)
 	}
 	text := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
 	if text == "" {
-		return "", fmt.Errorf("read the file of the secret: %s is empty; write the secret into it", f.path)
+		return "", nil, fmt.Errorf("read the file of the secret: %s is empty; write the secret into it", f.path)
 	}
-	f.info, f.text = info, text
-	return text, nil
+	return text, info, nil
 }
 
 // Basic authenticates by the name and password of an account, as in HTTP.

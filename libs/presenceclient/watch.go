@@ -73,8 +73,9 @@ type Watch struct {
 }
 
 // Watch returns the messages of a watch as they come: for each client in version order, over any number of broken streams, none twice and none
-// missing, except those that EventSkipped tells of. It ends only with an error, the last pair, or when the loop is left: with the context's
-// error, or one that a new attempt would not mend, such as a missing permission, a wrong filter, or a token that is too old.
+// missing, except those that EventSkipped tells of; with Debounce some may come twice where a stream broke. It ends only with an error, the last
+// pair, or when the loop is left: with the context's error, or one that a new attempt would not mend, such as a missing permission, a wrong
+// filter, or a token that is too old.
 //
 // The resume_token of the last message handled is all that needs to be kept to go on later, also in another process. A message counts as handled
 // once the loop asks for the next one.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -80,7 +81,8 @@ func Start() *Fake {
 		clients: map[key]*client{}, changed: make(chan struct{}), calls: map[string]int{},
 		faults: map[string]*fault{}, delays: map[string]time.Duration{}, watches: map[*running]struct{}{},
 	}
-	f.server = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.UnaryInterceptor(f.unary), grpc.StreamInterceptor(f.stream))
+	f.server = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.UnaryInterceptor(f.unary), grpc.StreamInterceptor(f.stream),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}))
 	presencev1.RegisterPresenceServiceServer(f.server, f)
 	go func() { f.served <- f.server.Serve(f.listener) }()
 	return f
@@ -180,8 +182,8 @@ func (f *Fake) known(clientID string) *presencev1.Client {
 	return &presencev1.Client{ClientId: clientID}
 }
 
-// Set makes clients what the messages say, as one change for each. Cluster, belief, reason, since and last transition are filled in where they are absent. Where the
-// connection is another than before, the one before becomes a session.
+// Set makes clients what the messages say, as one change for each. Cluster, belief, since and last transition are filled in where they are
+// absent. Where the connection is another than before, the one before becomes a session.
 func (f *Fake) Set(clients ...*presencev1.Client) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
