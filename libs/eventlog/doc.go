@@ -8,7 +8,7 @@
 //	presence.client-events.v1    <cluster>/<client ID>        ClientEvent
 //	presence.node-events.v1      <cluster>/<node>/<kind>      NodeEvent
 //	                             <cluster>/<bridge>/feed      NodeEvent
-//	presence.client-state.v1     <cluster>/<client ID>        ClientState; same partition as in client-events
+//	presence.client-state.v1     <cluster>/<client ID>        ClientState, or none: a Tombstone; same partition as in client-events
 //	                             checkpoint                   ClientState
 //	presence.dead-letters.v1     -                            what could not be decoded; origin and reason in headers
 //

@@ -14,7 +14,7 @@ const CheckpointKey = "checkpoint"
 
 // ClientState is a record of client-state: a transition, a folded state that changed without one, or a partition's checkpoint.
 type ClientState struct {
-	Checkpoint bool // all states up to EventOffset are published in this partition; only EventOffset and NodeEventOffset count
+	Checkpoint bool // all states up to EventOffset are published in this partition; only EventOffset, NodeEventOffset and ClockMS count
 	Transition bool // status or current connection changed
 
 	Cluster, ClientID string
@@ -35,6 +35,9 @@ type ClientState struct {
 	EventOffset, NodeEventOffset int64
 
 	State []byte // presence.State.Append
+
+	// ClockMS is the partition's clock, by which clients expire, at EventOffset. Only in a checkpoint, in a header; 0: not known.
+	ClockMS int64
 }
 
 // StateRecord returns the record, for the partition that the client's facts are in.
@@ -49,10 +52,14 @@ func StateRecord(s *ClientState, partition int32, format Format) *kgo.Record {
 	} else {
 		value = AppendClientStateJSON(nil, s)
 	}
-	return &kgo.Record{Topic: TopicClientState, Partition: partition, Key: key, Value: value, Headers: format.headers(), Timestamp: time.UnixMilli(s.TimeMS)}
+	r := &kgo.Record{Topic: TopicClientState, Partition: partition, Key: key, Value: value, Headers: format.headers(), Timestamp: time.UnixMilli(s.TimeMS)}
+	if s.Checkpoint && s.ClockMS != 0 {
+		r.Headers = append(r.Headers, decimalHeader(headerClock, s.ClockMS))
+	}
+	return r
 }
 
-// DecodeClientState reads a record of client-state other than a tombstone. The error wraps ErrBadRecord and names the field.
+// DecodeClientState reads a record of client-state other than a [Tombstone]. The error wraps ErrBadRecord and names the field.
 func DecodeClientState(r *kgo.Record, s *ClientState) error {
 	format, err := formatOf(r)
 	if err != nil {
@@ -67,6 +74,7 @@ func DecodeClientState(r *kgo.Record, s *ClientState) error {
 		return err
 	}
 	if s.Checkpoint {
+		s.ClockMS = clockOf(r)
 		return nil
 	}
 	if err := ValidCluster(s.Cluster); err != nil {

@@ -35,13 +35,14 @@ type Topic struct {
 }
 
 // Topics returns the specification of all topics. Every start reads all of node-events, which gets a heartbeat every few seconds: its
-// segments are short, so that compaction, which spares the active one, keeps it small.
+// segments are short, so that compaction, which spares the active one, keeps it small. A tombstone of client-state outlives the facts that it
+// is to keep out.
 func Topics() []Topic {
 	ms := func(days int) string { return strconv.Itoa(days * dayMS) }
 	return []Topic{
 		{Name: TopicClientEvents, Config: map[string]string{"cleanup.policy": "delete", "retention.ms": ms(7)}, mustMatch: []string{"cleanup.policy"}},
 		{Name: TopicNodeEvents, Partitions: 1, Config: map[string]string{"cleanup.policy": "compact", "segment.ms": strconv.Itoa(hourMS), "min.cleanable.dirty.ratio": "0.1"}, mustMatch: []string{"cleanup.policy"}},
-		{Name: TopicClientState, Config: map[string]string{"cleanup.policy": "compact", "min.compaction.lag.ms": ms(7)}, mustMatch: []string{"cleanup.policy"}},
+		{Name: TopicClientState, Config: map[string]string{"cleanup.policy": "compact", "min.compaction.lag.ms": ms(7), "delete.retention.ms": ms(7)}, mustMatch: []string{"cleanup.policy"}},
 		{Name: TopicDeadLetters, Config: map[string]string{"cleanup.policy": "delete", "retention.ms": ms(14)}, mustMatch: []string{"cleanup.policy"}},
 	}
 }
