@@ -11,7 +11,7 @@ import (
 )
 
 // reloadInterval is how often files are looked at.
-const reloadInterval = time.Second
+const reloadInterval = 500 * time.Millisecond
 
 // Reload keeps something in step with files: certificates, accounts, keys. It compares contents, so it does not matter how a file is
 // replaced, and it waits until two looks have seen the same, so that a file that is being written is not read half.
@@ -37,14 +37,17 @@ type fingerprint [sha256.Size]byte
 // First reads the files for the first time, and returns the error.
 func (r *Reload) First() error {
 	contents, print, err := r.read()
-	if err != nil {
-		return err
+	if err == nil {
+		r.applied, r.seen = print, print
+		err = r.Apply(contents)
 	}
-	r.applied, r.seen = print, print
-	return r.Apply(contents)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.Name, err)
+	}
+	return nil
 }
 
-// Run looks at the files every second until ctx ends. A failure changes nothing: it is logged once, told to Outcome, and tried again when a
+// Run looks at the files twice a second until ctx ends. A failure changes nothing: it is logged once, told to Outcome, and tried again when a
 // file has changed.
 func (r *Reload) Run(ctx context.Context) {
 	tick := time.NewTicker(reloadInterval)
@@ -94,7 +97,7 @@ func (r *Reload) read() ([][]byte, fingerprint, error) {
 	for i, path := range r.Paths {
 		content, err := os.ReadFile(path)
 		if err != nil {
-			return nil, fingerprint{}, fmt.Errorf("read the %s: %w", r.Name, err)
+			return nil, fingerprint{}, fmt.Errorf("read a file: %w", err)
 		}
 		contents[i] = content
 		// A hash never returns an error.

@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"unicode/utf8"
-
-	"golang.org/x/time/rate"
 )
 
 // permission is a set of what an account may ask for.
@@ -54,19 +51,27 @@ func parsePermissions(text string) (permission, error) {
 }
 
 func validUser(user string) error {
-	if user == "" || strings.ContainsAny(user, ":#\r\n") || strings.TrimSpace(user) != user || !utf8.ValidString(user) {
-		return fmt.Errorf("user name %q is empty or holds a colon, a number sign or outer spaces", user)
+	if strings.Contains(user, ":") {
+		return fmt.Errorf("user name %q holds a colon", user)
+	}
+	return validName(user)
+}
+
+func validName(name string) error {
+	if name == "" || strings.ContainsAny(name, "#\r\n") || strings.TrimSpace(name) != name || !utf8.ValidString(name) {
+		return fmt.Errorf("user name %q is empty or holds a number sign or outer spaces", name)
 	}
 	return nil
 }
 
+// certHash stands in place of a hash for an account that has no password: client certificates stand for it.
+const certHash = "cert"
+
 // account is one line of the accounts file.
 type account struct {
-	name        string
-	hash        passwordHash
-	hashText    string
-	permissions permission
-	limiter     *rate.Limiter // nil: no limit
+	principal
+	hash     passwordHash // nil: certHash
+	hashText string
 
 	// verified is the fingerprint of the credential that matched hash: one password fits, so one is enough.
 	verified atomic.Pointer[fingerprint]
@@ -76,9 +81,11 @@ type account struct {
 type accounts struct {
 	byName map[string]*account
 	list   []*account // in the order of the file
+	// kinds holds a hash of each kind that the accounts have.
+	kinds []passwordHash
 }
 
-// parseAccounts reads lines of user:hash:permissions. Blank lines and those that begin with # are skipped. Errors name the line.
+// parseAccounts reads lines of user:hash:permissions, or name:cert:permissions, where the name may hold colons. Blank lines and those that begin with # are skipped. Errors name the line.
 func parseAccounts(content []byte) (*accounts, error) {
 	set := &accounts{byName: make(map[string]*account)}
 	var errs []error
@@ -99,6 +106,9 @@ func parseAccounts(content []byte) (*accounts, error) {
 		}
 		set.byName[a.name] = a
 		set.list = append(set.list, a)
+		if a.hash != nil && !slices.ContainsFunc(set.kinds, func(h passwordHash) bool { return h.kind() == a.hash.kind() }) {
+			set.kinds = append(set.kinds, a.hash)
+		}
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
@@ -111,56 +121,27 @@ func parseAccounts(content []byte) (*accounts, error) {
 
 func parseAccount(line string) (*account, error) {
 	parts := strings.Split(line, ":")
+	if n := len(parts); n > 3 && parts[n-2] == certHash {
+		parts = []string{strings.Join(parts[:n-2], ":"), certHash, parts[n-1]}
+	}
 	if len(parts) != 3 {
 		return nil, fmt.Errorf("%d colons in place of 2; write user:hash:permissions", len(parts)-1)
 	}
-	if err := validUser(parts[0]); err != nil {
-		return nil, err
+	var hash passwordHash
+	var err error
+	if parts[1] == certHash {
+		err = validName(parts[0])
+	} else if err = validUser(parts[0]); err == nil {
+		if hash, err = parseHash(parts[1]); err != nil {
+			err = fmt.Errorf("user %q: %w", parts[0], err)
+		}
 	}
-	hash, err := parseHash(parts[1])
 	if err != nil {
-		return nil, fmt.Errorf("user %q: %w", parts[0], err)
+		return nil, err
 	}
 	permissions, err := parsePermissions(parts[2])
 	if err != nil {
 		return nil, fmt.Errorf("user %q: %w", parts[0], err)
 	}
-	return &account{name: parts[0], hash: hash, hashText: parts[1], permissions: permissions}, nil
-}
-
-// accountsFile reads a file again when it has changed.
-type accountsFile struct {
-	path    string
-	last    fs.FileInfo // nil before the first read
-	failure string      // text of the last error, empty after a success
-}
-
-// failed notes an error and reports whether it is a new one.
-func (f *accountsFile) failed(err error) bool {
-	before := f.failure
-	f.failure = err.Error()
-	return before != f.failure
-}
-
-// load returns the accounts if the file changed since the last call, else nil.
-func (f *accountsFile) load() (*accounts, error) {
-	info, err := os.Stat(f.path)
-	if err != nil {
-		f.last = nil
-		return nil, fmt.Errorf("accounts-file: %w", err)
-	}
-	if f.last != nil && os.SameFile(f.last, info) && f.last.ModTime().Equal(info.ModTime()) && f.last.Size() == info.Size() {
-		return nil, nil
-	}
-	content, err := os.ReadFile(f.path)
-	if err != nil {
-		f.last = nil
-		return nil, fmt.Errorf("accounts-file: %w", err)
-	}
-	f.last = info
-	set, err := parseAccounts(content)
-	if err != nil {
-		return nil, fmt.Errorf("accounts-file %s: %w", f.path, err)
-	}
-	return set, nil
+	return &account{principal: principal{name: parts[0], permissions: permissions}, hash: hash, hashText: parts[1]}, nil
 }

@@ -137,6 +137,9 @@ func (a *answers) BatchGetClients(ctx context.Context, req *presencev1.BatchGetC
 			return nil, invalid(field, field+": "+err.Error())
 		}
 	}
+	if err := passOf(ctx).charge(ctx, costOf(len(ids))); err != nil {
+		return nil, err
+	}
 	keys := make([]presencev1.StateKey, len(ids))
 	ask := &presencev1.GetStatesRequest{Keys: make([]*presencev1.StateKey, len(ids))}
 	for i, id := range ids {

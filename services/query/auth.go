@@ -1,112 +1,132 @@
 package query
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"hash"
-	"hash/maphash"
 	"log/slog"
-	"math"
+	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/mqtt-presence/presence/libs/service"
 )
 
-const (
-	// verifyWait is how long a new credential waits for its turn to be hashed.
-	verifyWait = 2 * time.Second
-	// maxVerifyWaiting bounds the distinct credentials that wait.
-	maxVerifyWaiting = 64
-	// accountsPoll is how often the accounts file is looked at.
-	accountsPoll = time.Second
-)
-
-// Reasons of a refusal, as metrics show them.
+// Reasons of a refusal, as metrics and the audit log show them.
 const (
 	refusedAbsent     = "no_credentials"
 	refusedMalformed  = "malformed"
 	refusedWrong      = "wrong" // user or password: which of them is nobody's business
+	refusedToken      = "token"
+	refusedCert       = "certificate"
 	refusedBusy       = "busy"
 	refusedPermission = "permission"
 	refusedRate       = "rate_limit"
+	refusedAddress    = "address_rate_limit"
+	refusedStreams    = "streams"
 )
 
-// fingerprint stands for a user and a password in memory; without the process's key it says nothing about them.
-type fingerprint [sha256.Size]byte
-
-// gate admits requests: it knows the accounts, their permissions and their rates.
+// gate admits requests: it knows who may ask, for what, and how much.
 type gate struct {
-	limit   rate.Limit // of each account, requests per second; 0: none
-	burst   int
+	account   *rateLimit // of each account and each token's subject; nil: none
+	address   *rateLimit // of each address; nil: none
+	certNames string     // which name of a certificate is an account; empty: none
+	streams   streamBounds
+	anonymous streamBounds  // of health and reflection, which need no account
+	streamFor time.Duration // 0: no bound
+
 	log     *slog.Logger
 	metrics *metrics
+	audit   *audit
 
-	file accountsFile // used by New, then by reload alone
-	set  atomic.Pointer[accounts]
-	pool sync.Pool // of *credential
+	set       atomic.Pointer[accounts]
+	bearers   *bearers // nil: none are taken
+	reloads   []*service.Reload
+	addresses *usages[netip.Addr]
+	subjects  *usages[string]
+	held      atomic.Int64 // answers that are held back
+	pool      sync.Pool    // of *credential
 
-	seed    maphash.Seed        // picks the account that an unknown user costs
-	flight  singleflight.Group  // one verification per credential at a time
-	verify  *semaphore.Weighted // half of the cores: wrong passwords cannot take them all
-	waiting atomic.Int64
+	flight singleflight.Group // one verification per credential at a time
+	turns  *turns             // half of the cores: wrong passwords cannot take them all
 }
 
-// newGate reads the accounts file for the first time.
-func newGate(cfg Config, log *slog.Logger, m *metrics) (*gate, error) {
+// newGate reads the files of accounts and keys for the first time.
+func newGate(cfg Config, log *slog.Logger, m *metrics, reg prometheus.Registerer) (*gate, error) {
 	key := make([]byte, sha256.Size)
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make the key of credential fingerprints: %w", err)
 	}
 	g := &gate{
-		limit:   rate.Limit(cfg.RateLimit),
-		burst:   cfg.RateBurst,
-		log:     log,
-		metrics: m,
-		file:    accountsFile{path: cfg.AccountsFile},
-		pool:    sync.Pool{New: func() any { return &credential{mac: hmac.New(sha256.New, key)} }},
-		seed:    maphash.MakeSeed(),
-		verify:  semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2))),
+		account:   newRateLimit("account", cfg.RateLimit, cfg.RateBurst),
+		address:   newRateLimit("address", cfg.AddressRateLimit, cfg.AddressRateBurst),
+		certNames: cfg.ClientCertAccount,
+		streamFor: cfg.MaxStreamTime,
+		log:       log,
+		metrics:   m,
+		addresses: newUsages[netip.Addr](maxTracked),
+		subjects:  newUsages[string](maxTracked),
+		pool:      sync.Pool{New: func() any { return &credential{mac: hmac.New(sha256.New, key)} }},
+		turns:     newTurns(max(1, runtime.GOMAXPROCS(0)/2), maxVerifyWaiting),
 	}
-	if g.burst == 0 {
-		g.burst = int(min(max(1, math.Ceil(cfg.RateLimit)), math.MaxInt32))
+	g.streams.all, g.streams.perAccount = int64(cfg.MaxStreams), int64(cfg.MaxStreamsPerAccount)
+	if g.streams.perAccount == 0 {
+		g.streams.perAccount = (g.streams.all + 1) / 2
 	}
-	set, err := g.file.load()
-	if err != nil {
-		return nil, err
+	g.anonymous.all, g.anonymous.perAccount = maxAnonymousStreams, maxAnonymousPerAddress
+	g.set.Store(&accounts{})
+	if cfg.AccountsFile != "" {
+		g.follow("accounts-file", cfg.AccountsFile, g.loadAccounts, m.accountsFile)
 	}
-	g.install(set)
-	return g, nil
+	if cfg.Tokens.JWKSFile != "" {
+		g.bearers = newBearers(cfg.Tokens)
+		g.follow("jwt-jwks-file", cfg.Tokens.JWKSFile, g.bearers.load, m.jwksFile)
+	}
+	for _, r := range g.reloads {
+		if err := r.First(); err != nil {
+			return nil, err
+		}
+		r.Outcome(nil)
+	}
+	// Last, as it opens a file.
+	var err error
+	g.audit, err = newAudit(cfg.AuditLog, log, reg)
+	return g, err
 }
 
-// install makes a new content of the accounts file valid. What an account has used of its rate, and a credential that still fits its
+func (g *gate) follow(name, path string, load func([]byte) error, m fileMetrics) {
+	g.reloads = append(g.reloads, &service.Reload{
+		Name: name, Paths: []string{path}, Log: g.log,
+		Apply:   func(contents [][]byte) error { return load(contents[0]) },
+		Outcome: m.outcome,
+	})
+}
+
+// loadAccounts makes a new content of the accounts file valid. What an account has used of its rate, and a credential that still fits its
 // hash, are carried over.
-func (g *gate) install(set *accounts) {
+func (g *gate) loadAccounts(content []byte) error {
+	set, err := parseAccounts(content)
+	if err != nil {
+		return err
+	}
 	old := g.set.Load()
 	for _, a := range set.list {
-		if g.limit > 0 {
-			a.limiter = rate.NewLimiter(g.limit, g.burst)
-		}
-		if old == nil {
-			continue
-		}
+		a.usage = &usage{}
 		if before := old.byName[a.name]; before != nil {
-			a.limiter = before.limiter
+			a.usage = before.usage
 			if before.hashText == a.hashText {
 				a.verified.Store(before.verified.Load())
 			}
@@ -114,87 +134,158 @@ func (g *gate) install(set *accounts) {
 	}
 	g.set.Store(set)
 	g.metrics.accounts.Set(float64(len(set.list)))
-	g.metrics.accountsValid.Set(1)
+	return nil
 }
 
-// reload looks at the accounts file every second until ctx ends. A file that is wrong changes nothing: it is logged once, counted, and
-// shown by a metric until it is mended.
-func (g *gate) reload(ctx context.Context) {
-	tick := time.NewTicker(accountsPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			g.reloadOnce()
-		}
+// run follows the files until ctx ends.
+func (g *gate) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, r := range g.reloads {
+		wg.Go(func() { r.Run(ctx) })
 	}
+	wg.Go(func() { g.audit.run(ctx) })
+	wg.Wait()
 }
 
-func (g *gate) reloadOnce() {
-	failing := g.file.failure != ""
-	set, err := g.file.load()
-	switch {
-	case err != nil:
-		g.metrics.accountsValid.Set(0)
-		if g.file.failed(err) {
-			g.metrics.accountsErrors.Inc()
-			g.log.Error("accounts file not reloaded; the accounts read before stay valid", service.KeyPath, g.file.path, service.KeyError, err)
-		}
-	case set != nil:
-		g.file.failure = ""
-		g.install(set)
-		g.log.Info("accounts file reloaded", service.KeyPath, g.file.path, service.KeyCount, len(set.list), "was_failing", failing)
-	}
+// principal is who was recognised.
+type principal struct {
+	name        string
+	permissions permission
+	usage       *usage
 }
 
-// pass is what the gate gives an admitted caller for one request.
+// pass is what the gate gives a caller for one request.
 type pass struct {
-	gate    *gate
-	call    *call
-	account *account
+	principal
+
+	gate   *gate // nil: no limits
+	quota  quota // of the account, if it has a limit
+	reason string
+	// announced is told when the quota has changed; nil: nobody.
+	announced func(p *pass)
+}
+
+// knock counts a request of an address, before anything of it is looked at. Loopback counts as any other address: a proxy on this machine
+// makes all callers one, and a limit that does not hold there would be none.
+func (g *gate) knock(ctx context.Context, address netip.Addr) (limited, error) {
+	if g.address == nil {
+		return limited{}, nil
+	}
+	now := time.Now()
+	u := g.addresses.of(service.AddressKey(address), now)
+	q := g.address.take(&u.requests, now, 1)
+	l := limited{g.address, q}
+	if q.wait == 0 {
+		return l, nil
+	}
+	g.metrics.refused.WithLabelValues(refusedAddress).Inc()
+	g.hold(ctx, g.address, u)
+	return l, retryLater(codes.ResourceExhausted, "your address has used up its rate of requests; slow down and ask again", q.wait)
 }
 
 // admit checks who calls, the permission and the rate. Every request costs 1 of the account's rate.
 func (g *gate) admit(ctx context.Context, c caller, call *call) (pass, error) {
-	p := pass{gate: g, call: call}
-	if c.authorization == "" {
-		return p, g.refuse(refusedAbsent, status.Error(codes.Unauthenticated,
-			"no credentials; send those of an account as HTTP Basic authorization"))
-	}
-	a, err := g.authenticate(ctx, c.authorization)
+	p := pass{gate: g}
+	who, reason, err := g.recognise(ctx, c)
 	if err != nil {
-		return p, err
+		p.name = who.name
+		return p, p.refuse(reason, err)
 	}
-	p.account = a
-	if !a.permissions.allows(call.need) {
-		return p, g.refuse(refusedPermission, status.Error(codes.PermissionDenied,
-			fmt.Sprintf("the account lacks the permission %s; add it to the account's line in the accounts file", call.need)))
+	p.principal = who
+	if !p.permissions.allows(call.need) {
+		return p, p.refuse(refusedPermission, status.Error(codes.PermissionDenied,
+			fmt.Sprintf("the account lacks the permission %s; add it to the account's line in the accounts file, or to the token", call.need)))
 	}
-	return p, p.charge(1)
+	return p, p.charge(ctx, 1)
 }
 
 // charge takes n requests from the account's rate: for a call that turns out to cost more than 1.
-func (p *pass) charge(n int) error {
-	if p.account == nil || p.account.limiter == nil || n <= 0 {
+func (p *pass) charge(ctx context.Context, n int) error {
+	if p.gate == nil || p.gate.account == nil || n <= 0 {
 		return nil
 	}
-	now := time.Now()
-	r := p.account.limiter.ReserveN(now, min(n, p.gate.burst))
-	if delay := r.DelayFrom(now); delay > 0 {
-		r.CancelAt(now)
-		return p.gate.refuse(refusedRate,
-			retryLater(codes.ResourceExhausted, "the account has used up its rate of requests; slow down and ask again", delay))
+	p.quota = p.gate.account.take(&p.usage.requests, time.Now(), float64(n))
+	if p.announced != nil {
+		p.announced(p)
 	}
-	return nil
+	if p.quota.wait == 0 {
+		return nil
+	}
+	wait := p.quota.wait
+	p.gate.hold(ctx, p.gate.account, p.usage)
+	return p.refuse(refusedRate, retryLater(codes.ResourceExhausted, "the account has used up its rate of requests; slow down and ask again", wait))
 }
 
-// stream counts a stream until end is called, which must be once. What the stream does belongs to the context returned, which ends when
-// the stream has lasted as long as one may.
+// limits are those of the pass, for headers.
+func (p *pass) limits() limited {
+	if p.gate == nil || p.usage == nil {
+		return limited{}
+	}
+	return limited{p.gate.account, p.quota}
+}
+
+// hold waits before an answer that the rate is used up, if there have been as many of them as the rate allows requests.
+func (g *gate) hold(ctx context.Context, l *rateLimit, u *usage) {
+	if l.take(&u.refusals, time.Now(), 1).wait == 0 {
+		return
+	}
+	defer g.held.Add(-1)
+	if g.held.Add(1) > maxHoldings {
+		return
+	}
+	pause := time.NewTimer(holdRefused)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+	}
+}
+
+// anonymousStream counts a stream that needs no account until end is called.
+func (g *gate) anonymousStream(address netip.Addr) (end func(), err error) {
+	left, why := g.anonymous.enter(g.addresses.of(service.AddressKey(address), time.Now()))
+	if why != "" {
+		g.metrics.refused.WithLabelValues(refusedStreams).Inc()
+		return nil, retryLater(codes.ResourceExhausted, "too many streams of health or reflection are open; end one and ask again", retryDelay)
+	}
+	return left, nil
+}
+
+// errStreamTime is why a stream ends that has lasted as long as one may.
+var errStreamTime = errors.New("the stream has lasted as long as one may")
+
+// stream counts a stream until end is called, which must be. What the stream does belongs to the context returned, which ends when
+// the stream has lasted as long as one may; its cause then is errStreamTime.
 func (p *pass) stream(ctx context.Context) (_ context.Context, end func(), err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	return ctx, cancel, nil
+	if p.gate == nil {
+		return ctx, func() {}, nil
+	}
+	left, why := p.gate.streams.enter(p.usage)
+	if why != "" {
+		return nil, nil, p.refuse(refusedStreams, retryLater(codes.ResourceExhausted, why+"; end one and ask again", retryDelay))
+	}
+	if p.gate.streamFor == 0 {
+		return ctx, left, nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, p.gate.streamFor, errStreamTime)
+	return ctx, func() {
+		cancel()
+		left()
+	}, nil
+}
+
+// streamEnd returns the error of a stream that ended for its time: the caller opens another.
+func streamEnd(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errStreamTime) {
+		return unavailable(errStreamTime.Error() + "; open another with the last resume_token")
+	}
+	return err
+}
+
+func (p *pass) refuse(reason string, err error) error {
+	p.reason = reason
+	p.gate.metrics.refused.WithLabelValues(reason).Inc()
+	return err
 }
 
 type passKey struct{}
@@ -212,113 +303,93 @@ func passOf(ctx context.Context) *pass {
 	return &pass{}
 }
 
-func (g *gate) refuse(reason string, err error) error {
-	g.metrics.refused.WithLabelValues(reason).Inc()
-	return err
+// recognise finds out who calls. With an error it says why, and whom the caller gave himself out for, if there is such an account.
+func (g *gate) recognise(ctx context.Context, c caller) (principal, string, error) {
+	scheme, rest, _ := strings.Cut(c.authorization, " ")
+	switch {
+	case c.authorization == "" && c.certificate != nil && g.certNames != "":
+		return g.certified(c.certificate)
+	case c.authorization == "":
+		return principal{}, refusedAbsent, status.Error(codes.Unauthenticated, "no credentials; "+g.howTo())
+	case strings.EqualFold(scheme, "Bearer") && g.bearers != nil:
+		return g.bearer(rest)
+	case strings.EqualFold(scheme, "Basic") && len(g.set.Load().kinds) > 0:
+		return g.basic(ctx, c.address, rest)
+	}
+	return principal{}, refusedMalformed, g.malformed()
 }
 
-// authenticate returns the account of an authorization header. A credential that was verified before costs a fingerprint; any other
-// costs a password hash, also for a user that does not exist, and waits for its turn.
-func (g *gate) authenticate(ctx context.Context, authorization string) (*account, error) {
-	c, ok := g.pool.Get().(*credential)
-	if !ok {
-		return nil, status.Error(codes.Internal, "the request could not be answered")
+// howTo says which credentials are taken.
+func (g *gate) howTo() string {
+	basic := "send those of an account as HTTP Basic authorization"
+	switch {
+	case g.bearers == nil:
+		return basic
+	case len(g.set.Load().kinds) == 0:
+		return "send a bearer token"
 	}
-	defer g.pool.Put(c)
-	if !c.decode(authorization) {
-		return nil, g.refuse(refusedMalformed, status.Error(codes.Unauthenticated,
-			"the authorization is not HTTP Basic; send 'Basic ' and the base64 of user:password"))
+	return basic + ", or a bearer token"
+}
+
+func (g *gate) malformed() error {
+	return status.Error(codes.Unauthenticated, "the authorization is not of a kind that is taken here, or does not decode; "+g.howTo())
+}
+
+// challenge adds what is taken to the headers of a 401.
+func (g *gate) challenge(header http.Header) {
+	if len(g.set.Load().kinds) > 0 || g.bearers == nil {
+		header.Add("WWW-Authenticate", `Basic realm="presence", charset="UTF-8"`)
+	}
+	if g.bearers != nil {
+		header.Add("WWW-Authenticate", `Bearer realm="presence"`)
+	}
+}
+
+// certified returns the account that a client certificate stands for. TLS has verified it.
+func (g *gate) certified(leaf *x509.Certificate) (principal, string, error) {
+	if time.Now().After(leaf.NotAfter) {
+		return principal{}, refusedCert, status.Error(codes.Unauthenticated,
+			"the client certificate has ended while the connection was open; connect with a new one")
+	}
+	names := []string{leaf.Subject.CommonName}
+	if g.certNames == certURI {
+		names = names[:0]
+		for _, u := range leaf.URIs {
+			names = append(names, u.String())
+		}
 	}
 	set := g.set.Load()
-	if a := set.byName[string(c.user)]; a.hasVerified(&c.print) {
-		return a, nil
-	}
-	// The verification may outlive this call.
-	user, password, print := string(c.user), string(c.password), c.print
-	result := g.flight.DoChan(string(print[:]), func() (any, error) { return g.hash(set, user, password, &print) })
-	select {
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
-	case r := <-result:
-		if errors.Is(r.Err, errVerifyBusy) {
-			return nil, g.refuse(refusedBusy, retryLater(codes.ResourceExhausted, "too many new credentials are being verified; ask again", retryDelay))
+	for _, name := range names {
+		if a := set.byName[name]; a != nil && a.hash == nil {
+			return a.principal, "", nil
 		}
-		if a, ok := r.Val.(*account); ok && a != nil {
-			return a, nil
-		}
-		return nil, g.refuse(refusedWrong, status.Error(codes.Unauthenticated,
-			"wrong user or password; use an account of the service's accounts file"))
 	}
+	return principal{}, refusedCert, status.Error(codes.Unauthenticated,
+		"the client certificate stands for no account; add the line NAME:cert:PERMISSIONS to the accounts file, or "+g.howTo())
 }
 
-var errVerifyBusy = errors.New("too many credentials wait to be verified")
-
-// hash checks a password against its account's hash, in turn; nil if it is wrong.
-func (g *gate) hash(set *accounts, user, password string, print *fingerprint) (*account, error) {
-	defer g.waiting.Add(-1)
-	if g.waiting.Add(1) > maxVerifyWaiting {
-		return nil, errVerifyBusy
+// bearer returns the subject of a bearer token.
+func (g *gate) bearer(text string) (principal, string, error) {
+	known, err := g.verifyToken(text)
+	if err != nil {
+		g.log.Debug("bearer token refused", service.KeyError, err)
+		return principal{}, refusedToken, status.Error(codes.Unauthenticated,
+			"the bearer token is not believed: it must be signed by a key of the service's JWKS file and not have expired, for its issuer and audience")
 	}
-	// The flight outlives the caller that began it: others may have joined.
-	ctx, cancel := context.WithTimeout(context.Background(), verifyWait)
-	defer cancel()
-	if err := g.verify.Acquire(ctx, 1); err != nil {
-		return nil, errVerifyBusy
-	}
-	defer g.verify.Release(1)
-	a := set.byName[user]
-	if a.hasVerified(print) {
-		return a, nil
-	}
-	against := a
-	if a == nil {
-		// An unknown user costs what one of the known ones costs, always the same one.
-		against = set.list[maphash.String(g.seed, user)%uint64(len(set.list))]
-	}
-	if !against.hash.matches(password) || a == nil {
-		return nil, nil
-	}
-	a.verified.Store(print)
-	return a, nil
+	return principal{name: known.subject, permissions: known.permissions, usage: g.subjects.of(known.subject, time.Now())}, "", nil
 }
 
-// hasVerified reports whether the credential is the one that matched the account's hash before.
-func (a *account) hasVerified(print *fingerprint) bool {
-	if a == nil {
-		return false
+func (g *gate) verifyToken(text string) (bearer, error) {
+	if len(text) > maxToken {
+		return bearer{}, fmt.Errorf("%w: it has %d bytes, more than %d", errToken, len(text), maxToken)
 	}
-	known := a.verified.Load()
-	return known != nil && hmac.Equal(known[:], print[:])
+	c, ok := g.pool.Get().(*credential)
+	if !ok {
+		return bearer{}, errToken
+	}
+	defer g.pool.Put(c)
+	c.fingerprint(text)
+	return g.bearers.verify(text, c.print)
 }
 
-// credential is what an authorization header holds. It is reused: what it points to is valid until it is put back.
-type credential struct {
-	user, password []byte // parts of decoded
-	print          fingerprint
-
-	mac              hash.Hash
-	encoded, decoded []byte
-}
-
-// decode reads the value of an Authorization header and computes its fingerprint, a keyed hash of user:password. A user name holds no
-// colon, so two credentials never read the same.
-func (c *credential) decode(authorization string) bool {
-	const scheme = "Basic "
-	if len(authorization) < len(scheme) || !strings.EqualFold(authorization[:len(scheme)], scheme) {
-		return false
-	}
-	c.encoded = append(c.encoded[:0], authorization[len(scheme):]...)
-	var err error
-	if c.decoded, err = base64.StdEncoding.AppendDecode(c.decoded[:0], c.encoded); err != nil {
-		return false
-	}
-	var ok bool
-	if c.user, c.password, ok = bytes.Cut(c.decoded, []byte{':'}); !ok {
-		return false
-	}
-	c.mac.Reset()
-	// A hash never returns an error.
-	_, _ = c.mac.Write(c.decoded)
-	c.mac.Sum(c.print[:0])
-	return true
-}
+func errUnanswered() error { return status.Error(codes.Internal, "the request could not be answered") }

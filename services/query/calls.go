@@ -2,10 +2,13 @@ package query
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/netip"
 	"strings"
 
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
@@ -74,8 +77,9 @@ func (c *calls) path(method, pattern string) *call {
 
 // caller is who makes a request, as far as the transport tells.
 type caller struct {
-	authorization string     // value of the header; empty: none
-	address       netip.Addr // zero: unknown
+	authorization string            // value of the header; empty: none
+	address       netip.Addr        // zero: unknown
+	certificate   *x509.Certificate // that TLS has verified; nil: none
 }
 
 func callerOfHTTP(r *http.Request) caller {
@@ -83,7 +87,18 @@ func callerOfHTTP(r *http.Request) caller {
 	if at, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		c.address = at.Addr().Unmap()
 	}
+	if r.TLS != nil {
+		c.certificate = verified(r.TLS)
+	}
 	return c
+}
+
+// verified returns the certificate of a client whose chain leads to the authorities of the listener, nil if there is none.
+func verified(s *tls.ConnectionState) *x509.Certificate {
+	if len(s.VerifiedChains) == 0 || len(s.VerifiedChains[0]) == 0 {
+		return nil
+	}
+	return s.VerifiedChains[0][0]
 }
 
 func callerOfGRPC(ctx context.Context) caller {
@@ -94,6 +109,9 @@ func callerOfGRPC(ctx context.Context) caller {
 	if p, ok := peer.FromContext(ctx); ok {
 		if at, err := netip.ParseAddrPort(p.Addr.String()); err == nil {
 			c.address = at.Addr().Unmap()
+		}
+		if secure, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			c.certificate = verified(&secure.State)
 		}
 	}
 	return c

@@ -16,15 +16,16 @@ import (
 type Config struct {
 	HTTPAddr       string            `conf:"http-addr" usage:"listen address of the REST calls"`
 	GRPCAddr       string            `conf:"grpc-addr" usage:"listen address of the gRPC calls"`
-	AccountsFile   string            `conf:"accounts-file" usage:"file of the accounts that may ask, a line each: user:hash:permissions"`
+	AccountsFile   string            `conf:"accounts-file" usage:"file of the accounts that may ask, a line each: user:hash:permissions; not needed with jwt-jwks-file"`
 	Cluster        string            `conf:"cluster" usage:"MQTT broker cluster of requests that name none"`
 	StaleAfter     time.Duration     `conf:"stale-after" usage:"answers that may lag further behind than this are marked stale"`
-	RateLimit      float64           `conf:"rate-limit" usage:"requests per second that each account may make; 0: no limit"`
-	RateBurst      int               `conf:"rate-burst" usage:"requests that an account may make at once; 0: those of one second"`
 	Replicas       []string          `conf:"replicas" usage:"replicas of the materializer to ask, the preferred one first"`
 	RequestTimeout time.Duration     `conf:"request-timeout" usage:"how long an answer may take before the service gives up"`
 	TLS            service.ServerTLS `prefix:"tls-"`
 	StateTLS       service.ClientTLS `prefix:"state-tls-"`
+
+	AccessConfig
+	LimitsConfig
 
 	// PageTokenKeyFile must be the same for all query services behind one address.
 	PageTokenKeyFile string `conf:"page-token-key-file" usage:"file with the key of page tokens, at least 32 random bytes; empty: made at start, for this process only"`
@@ -42,6 +43,8 @@ func DefaultConfig() Config {
 		StaleAfter:     10 * time.Second,
 		Replicas:       []string{"a"},
 		RequestTimeout: 5 * time.Second,
+		AccessConfig:   DefaultAccess(),
+		LimitsConfig:   DefaultLimits(),
 		Config:         eventlog.DefaultConfig(),
 	}
 }
@@ -55,9 +58,6 @@ func (c Config) Validate() error {
 			bad("%s: give host:port: %w", a.option, err)
 		}
 	}
-	if c.AccountsFile == "" {
-		errs = append(errs, errNoAccountsFile)
-	}
 	if err := eventlog.ValidCluster(c.Cluster); err != nil {
 		bad("cluster: %w", err)
 	}
@@ -66,12 +66,6 @@ func (c Config) Validate() error {
 	}
 	if c.RequestTimeout < 10*time.Millisecond {
 		bad("request-timeout: %v is too short; give at least 10ms", c.RequestTimeout)
-	}
-	if !(c.RateLimit >= 0) {
-		bad("rate-limit: %v is not a rate; give requests per second, or 0 for no limit", c.RateLimit)
-	}
-	if c.RateBurst < 0 {
-		bad("rate-burst: %d is negative; give a number of requests, or 0 for those of one second", c.RateBurst)
 	}
 	if len(c.Replicas) == 0 {
 		bad("replicas: is empty; name at least one, such as a")
@@ -90,8 +84,8 @@ func (c Config) Validate() error {
 	if _, err := c.StateTLS.Config(); err != nil {
 		bad("state-tls: %w", err)
 	}
-	return errors.Join(append(errs, c.Config.Validate())...)
+	return errors.Join(append(errs, c.validateAccess(), c.Config.Validate())...)
 }
 
-var errNoAccountsFile = errors.New("accounts-file: is not set; nobody could ask. " +
+var errNoAccountsFile = errors.New("accounts-file: is not set, nor is jwt-jwks-file; nobody could ask. " +
 	"Create one with 'query account --user NAME --permissions connect,read < PASSWORD-FILE >> ACCOUNTS-FILE' and name it with --accounts-file")

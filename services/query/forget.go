@@ -46,8 +46,8 @@ func (a *answers) DeleteClient(ctx context.Context, req *presencev1.DeleteClient
 		Kind: presence.Forgotten, Cluster: cluster, ClientID: req.GetClientId(), AsOfMS: now.UnixMilli(), TimeMS: now.UnixMilli(),
 		ReceivedMS: now.UnixMilli(), Source: anonymous,
 	}
-	if account := passOf(ctx).account; account != nil {
-		f.Source = account.name
+	if name := passOf(ctx).name; name != "" {
+		f.Source = name
 	}
 	f.SetID()
 	r, err := a.forgetter.write(ctx, f)

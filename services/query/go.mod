@@ -3,6 +3,7 @@ module github.com/mqtt-presence/presence/services/query
 go 1.26.8
 
 require (
+	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.33.0
 	github.com/mqtt-presence/presence/libs v0.0.0
 	github.com/mqtt-presence/presence/proto v0.0.0

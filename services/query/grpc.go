@@ -13,8 +13,10 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
@@ -25,10 +27,13 @@ const (
 	// maxHeaderList bounds the metadata of a call, in bytes.
 	maxHeaderList = 64 << 10
 	maxStreams    = 1_000
+	// connectionAge is when a caller is asked to connect anew, for other replicas and new certificates; what runs may end.
+	connectionAge = time.Hour
 )
 
 // newGRPC returns a server of PresenceService, health and reflection. The last two need no account.
-func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config) (*grpc.Server, *health.Server) {
+func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config, unaryTime time.Duration) (*grpc.Server, *health.Server) {
+	desc := &presencev1.PresenceService_ServiceDesc
 	i := &interceptor{gate: g, metrics: m, calls: newCalls()}
 	opts := []grpc.ServerOption{
 		grpc.UnaryInterceptor(i.unary),
@@ -38,14 +43,15 @@ func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config) (*grpc.Serv
 		grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.InTapHandle(endUnary(desc, unaryTime)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, Time: time.Minute, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, MaxConnectionAge: connectionAge, Time: time.Minute, Timeout: 10 * time.Second}),
 	}
 	if tlsConfig != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
 	}
 	server := grpc.NewServer(opts...)
-	server.RegisterService(withReadableErrors(&presencev1.PresenceService_ServiceDesc), a)
+	server.RegisterService(withReadableErrors(desc), a)
 	h := health.NewServer()
 	healthv1.RegisterHealthServer(server, h)
 	reflection.Register(server)
@@ -60,38 +66,98 @@ type interceptor struct {
 
 // unary admits calls of PresenceService, and measures them.
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	call, ours := methodOf(info.FullMethod)
-	if !ours {
+	name, ours := methodOf(info.FullMethod)
+	began := time.Now()
+	c := callerOfGRPC(ctx)
+	var answer any
+	knocked, err := i.gate.knock(ctx, c.address)
+	if err == nil && !ours {
 		return handler(ctx, req)
 	}
-	began := time.Now()
-	var answer any
-	p, err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod))
+	p, call := pass{reason: refusedAddress}, i.calls.method(info.FullMethod)
 	if err == nil {
-		answer, err = handler(withPass(ctx, &p), req)
+		if p, err = i.gate.admit(ctx, c, call); err == nil {
+			answer, err = handler(withPass(ctx, &p), req)
+		}
 	}
-	i.metrics.observe(overGRPC, call, status.Code(err), began)
+	if policy, left := rateLimitHeaders([]limited{knocked, p.limits()}); policy != "" {
+		// It fails only if the caller has gone.
+		_ = grpc.SetHeader(ctx, metadata.Pairs("ratelimit-policy", policy, "ratelimit", left))
+	}
+	if ours {
+		i.metrics.observe(overGRPC, name, status.Code(err), began)
+	}
+	i.audit(ctx, c, call, &p, req, err)
 	return answer, err
+}
+
+// audit has the call written down, if it is one of those that are. Req is nil for a stream.
+func (i *interceptor) audit(ctx context.Context, c caller, call *call, p *pass, req any, err error) {
+	if p.reason == "" && call.need != permAdmin {
+		return
+	}
+	e := audited{transport: overGRPC, call: call.name, account: p.name, address: c.address, code: status.Code(err), reason: p.reason}
+	if r, ok := req.(interface{ GetClientId() string }); ok {
+		e.clientID = r.GetClientId()
+	}
+	if r, ok := req.(interface{ GetCluster() string }); ok {
+		e.cluster = r.GetCluster()
+	}
+	i.gate.audit.record(ctx, call.need, e)
 }
 
 // stream admits streams of PresenceService, and measures how long they lasted.
 func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	call, ours := methodOf(info.FullMethod)
-	if !ours {
-		return handler(srv, stream)
-	}
+	name, ours := methodOf(info.FullMethod)
 	began := time.Now()
 	ctx := stream.Context()
-	p, err := i.gate.admit(ctx, callerOfGRPC(ctx), i.calls.method(info.FullMethod))
+	c := callerOfGRPC(ctx)
+	knocked, err := i.gate.knock(ctx, c.address)
+	if err == nil && !ours {
+		end, err := i.gate.anonymousStream(c.address)
+		if err != nil {
+			return err
+		}
+		defer end()
+		return handler(srv, stream)
+	}
+	p, call := pass{reason: refusedAddress}, i.calls.method(info.FullMethod)
+	var end func()
 	if err == nil {
-		var end func()
-		if ctx, end, err = p.stream(withPass(ctx, &p)); err == nil {
-			err = handler(srv, &boundedStream{stream, ctx})
-			end()
+		if p, err = i.gate.admit(ctx, c, call); err == nil {
+			ctx, end, err = p.stream(withPass(ctx, &p))
 		}
 	}
-	i.metrics.observe(overGRPC, call, status.Code(err), began)
+	if policy, left := rateLimitHeaders([]limited{knocked, p.limits()}); policy != "" {
+		// It fails only if the caller has gone.
+		_ = stream.SetHeader(metadata.Pairs("ratelimit-policy", policy, "ratelimit", left))
+	}
+	if err == nil {
+		err = streamEnd(ctx, handler(srv, &boundedStream{stream, ctx}))
+		end()
+	}
+	if ours {
+		i.metrics.observe(overGRPC, name, status.Code(err), began)
+	}
+	i.audit(stream.Context(), c, call, &p, nil, err)
 	return err
+}
+
+// endUnary ends calls that have one request and one answer after a time, also if the request does not come to its end: gRPC
+// reads it before anybody is asked who calls.
+func endUnary(desc *grpc.ServiceDesc, after time.Duration) tap.ServerInHandle {
+	unary := make(map[string]bool)
+	for _, m := range desc.Methods {
+		unary["/"+desc.ServiceName+"/"+m.MethodName] = true
+	}
+	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		if !unary[info.FullMethodName] {
+			return ctx, nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, after)
+		context.AfterFunc(ctx, cancel)
+		return ctx, nil
+	}
 }
 
 // boundedStream is a stream whose context ends when the stream has lasted as long as one may.

@@ -24,15 +24,44 @@ const (
 
 // metrics of the service. Labels are calls, codes and reasons, never clients.
 type metrics struct {
-	requests       *prometheus.CounterVec
-	seconds        *prometheus.HistogramVec
-	refused        *prometheus.CounterVec
-	accounts       prometheus.Gauge
-	accountsValid  prometheus.Gauge
-	accountsErrors prometheus.Counter
+	requests     *prometheus.CounterVec
+	seconds      *prometheus.HistogramVec
+	refused      *prometheus.CounterVec
+	hashes       prometheus.Counter
+	accounts     prometheus.Gauge
+	accountsFile fileMetrics
+	jwksFile     fileMetrics
 
 	seedOK      prometheus.Counter
 	seedSeconds prometheus.Observer
+}
+
+// fileMetrics are those of a file that is read again when it changes.
+type fileMetrics struct {
+	valid  prometheus.Gauge
+	errors prometheus.Counter
+}
+
+func newFileMetrics(name, words, content string) fileMetrics {
+	return fileMetrics{
+		valid: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "presence_query_" + name + "_valid",
+			Help: "1 if the " + words + " was read when it last changed, 0 if older " + content + " are in use, or none are.",
+		}),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "presence_query_" + name + "_errors_total",
+			Help: "Changes of the " + words + " that could not be read.",
+		}),
+	}
+}
+
+func (m fileMetrics) outcome(err error) {
+	if err != nil {
+		m.valid.Set(0)
+		m.errors.Inc()
+		return
+	}
+	m.valid.Set(1)
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -48,24 +77,23 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}, []string{"transport", "call"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "presence_query_refused_total",
-			Help: "Requests refused before they were read: no or wrong credentials, lacking permission, rate limit.",
+			Help: "Requests refused before they were read: no or wrong credentials, lacking permission, limits.",
 		}, []string{"reason"}),
 		accounts: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "presence_query_accounts",
 			Help: "Accounts that are valid.",
 		}),
-		accountsValid: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "presence_query_accounts_file_valid",
-			Help: "1 if the accounts file was read when it last changed, 0 if older accounts are in use.",
+		hashes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "presence_query_password_hashes_total",
+			Help: "Password hashes computed; one of each kind for a credential that was not verified before.",
 		}),
-		accountsErrors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "presence_query_accounts_file_errors_total",
-			Help: "Changes of the accounts file that could not be read.",
-		}),
+		accountsFile: newFileMetrics("accounts_file", "accounts file", "accounts"),
+		jwksFile:     newFileMetrics("jwks_file", "JWKS file", "keys"),
 	}
 	m.seedOK = m.requests.WithLabelValues(overREST, callSeed, codes.OK.String())
 	m.seedSeconds = m.seconds.WithLabelValues(overREST, callSeed)
-	return m, register(reg, m.requests, m.seconds, m.refused, m.accounts, m.accountsValid, m.accountsErrors)
+	return m, register(reg, m.requests, m.seconds, m.refused, m.hashes, m.accounts,
+		m.accountsFile.valid, m.accountsFile.errors, m.jwksFile.valid, m.jwksFile.errors)
 }
 
 func register(reg prometheus.Registerer, collectors ...prometheus.Collector) error {

@@ -25,6 +25,8 @@ const (
 type passwordHash interface {
 	// matches takes a time that depends on the hash's parameters only.
 	matches(password string) bool
+	// kind is the same for two hashes that cost the same.
+	kind() string
 }
 
 // parseHash reads a bcrypt or argon2id hash in the form that htpasswd and argon2 print.
@@ -52,6 +54,14 @@ func parseHash(text string) (passwordHash, error) {
 
 type bcryptHash string
 
+func (h bcryptHash) kind() string {
+	cost, err := bcrypt.Cost([]byte(h))
+	if err != nil {
+		return "bcrypt" // parseHash has read it
+	}
+	return fmt.Sprintf("bcrypt %d", cost)
+}
+
 func (h bcryptHash) matches(password string) bool {
 	return bcrypt.CompareHashAndPassword([]byte(h), []byte(password)) == nil
 }
@@ -60,6 +70,10 @@ type argonHash struct {
 	memory, time uint32
 	threads      uint8
 	salt, sum    []byte
+}
+
+func (h *argonHash) kind() string {
+	return fmt.Sprintf("argon2id m=%d,t=%d,p=%d", h.memory, h.time, h.threads)
 }
 
 func (h *argonHash) matches(password string) bool {

@@ -2,7 +2,6 @@ package query
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,8 +24,8 @@ const (
 	headerTimeout    = 10 * time.Second
 	readTimeout      = 30 * time.Second
 	idleTimeout      = 5 * time.Minute
-	// maxHeader bounds the request line and headers, in bytes: the longest client ID, percent-encoded, has 192 KiB.
-	maxHeader = 1 << 20
+	// maxHeader bounds the request line and headers, in bytes.
+	maxHeader = maxURL + 128<<10
 	// stopTimeout is how long requests that have begun may take when the service stops.
 	stopTimeout = 2 * time.Second
 	// healthPoll is how often gRPC health follows readiness.
@@ -44,6 +43,9 @@ type Service struct {
 	grpc    *grpc.Server
 	health  *health.Server
 
+	tls         *service.TLSReloader // nil: none
+	connections *service.Connections
+
 	mu       sync.Mutex
 	httpAddr net.Listener
 	grpcAddr net.Listener
@@ -59,9 +61,12 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 	if err != nil {
 		return nil, err
 	}
-	g, err := newGate(cfg, log, m)
+	g, err := newGate(cfg, log, m, reg)
 	if err != nil {
 		return nil, err
+	}
+	if warning := cfg.insecure(); warning != "" {
+		log.Warn("listening beyond loopback: " + warning)
 	}
 	a, err := newAnswers(cfg, reader, log)
 	if err != nil {
@@ -71,15 +76,19 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.TLS.Config()
+	secure, err := cfg.TLS.Reloader("query", log, reg)
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	s := &Service{cfg: cfg, reader: reader, log: log, gate: g, answers: a}
-	s.grpc, s.health = newGRPC(a, g, m, cloned(tlsConfig))
+	connections, err := service.NewConnections(cfg.MaxConnections, cfg.connectionsPerAddress(), reg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{tls: secure, connections: connections, cfg: cfg, reader: reader, log: log, gate: g, answers: a}
+	s.grpc, s.health = newGRPC(a, g, m, secure.Server("h2"), readTimeout+cfg.RequestTimeout)
 	s.http = &http.Server{
 		Handler:           handler,
-		TLSConfig:         cloned(tlsConfig),
+		TLSConfig:         secure.Server("h2", "http/1.1"),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      readTimeout + cfg.RequestTimeout,
@@ -89,13 +98,6 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
-}
-
-func cloned(c *tls.Config) *tls.Config {
-	if c == nil {
-		return nil
-	}
-	return c.Clone()
 }
 
 // Listen binds both addresses, so that a busy port is an error before anything else has started. Run calls it if the caller did not.
@@ -113,7 +115,7 @@ func (s *Service) Listen() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen for gRPC on %q; free it or set another with --grpc-addr: %w", s.cfg.GRPCAddr, err), h.Close())
 	}
-	s.httpAddr, s.grpcAddr = h, g
+	s.httpAddr, s.grpcAddr = s.connections.Limit(h), s.connections.Limit(g)
 	return nil
 }
 
@@ -158,7 +160,8 @@ func (s *Service) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	var background sync.WaitGroup
-	background.Go(func() { s.gate.reload(work) })
+	background.Go(func() { s.gate.run(work) })
+	background.Go(func() { s.tls.Run(work) })
 	background.Go(func() { s.followReadiness(work) })
 
 	failed := make(chan error, 2)
@@ -187,7 +190,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.answers.forgetter.close()
 	serving.Wait()
 	background.Wait()
-	return err
+	return errors.Join(err, s.gate.audit.close())
 }
 
 // stop closes both servers, at once for what does not finish in time.

@@ -25,6 +25,8 @@ import (
 const (
 	seedPrefix = "/client-id/"
 	seedSuffix = "/status"
+	// maxURL bounds path and query, in bytes: the longest client ID, percent-encoded, has 192 KiB.
+	maxURL = 512 << 10
 	// maxBody bounds the body of a request, in bytes: 1,000 client IDs of 8 KiB each.
 	maxBody = 8 << 20
 )
@@ -82,6 +84,9 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		path = r.URL.EscapedPath()
 	}
 	w = forPage(w, r)
+	if err := h.knock(w, r, path); err != nil {
+		return
+	}
 	switch {
 	case strings.HasPrefix(path, seedPrefix):
 		h.seed(w, r, path[len(seedPrefix):])
@@ -101,6 +106,42 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// knock refuses a request before anything of it is looked at, and answers then.
+func (h *rest) knock(w http.ResponseWriter, r *http.Request, path string) error {
+	if len(path)+len(r.URL.RawQuery) > maxURL {
+		err := invalid("url", fmt.Sprintf("path and query have more than %d bytes; ask with fewer or shorter values", maxURL))
+		h.fail(w, callNone, http.StatusRequestURITooLong, err)
+		return err
+	}
+	if h.gate.address == nil {
+		return nil
+	}
+	c := callerOfHTTP(r)
+	l, err := h.gate.knock(r.Context(), c.address)
+	announce(w.Header(), []limited{l})
+	if err != nil {
+		h.fail(w, callNone, 0, err)
+		h.gate.audit.record(r.Context(), permConnect, audited{
+			transport: overREST, call: callNone, address: c.address, code: status.Code(err), reason: refusedAddress,
+		})
+	}
+	return err
+}
+
+// admit asks the gate, and says in the answer's headers which credentials are taken and what is left of the rates.
+func (h *rest) admit(w http.ResponseWriter, r *http.Request, c *call) (*pass, error) {
+	p, err := h.gate.admit(r.Context(), callerOfHTTP(r), c)
+	if status.Code(err) == codes.Unauthenticated {
+		h.gate.challenge(w.Header())
+	}
+	if h.gate.account != nil {
+		policy, left := w.Header().Get("RateLimit-Policy"), w.Header().Get("RateLimit")
+		p.announced = func(p *pass) { announceAfter(w.Header(), policy, left, p.limits()) }
+		p.announced(&p)
+	}
+	return &p, err
+}
+
 // seed answers /client-id/{client-id}/status; rest is the path after the prefix.
 func (h *rest) seed(w http.ResponseWriter, r *http.Request, rest string) {
 	began := time.Now()
@@ -114,9 +155,15 @@ func (h *rest) seed(w http.ResponseWriter, r *http.Request, rest string) {
 		h.fail(w, callSeed, http.StatusMethodNotAllowed, errNoSuchMethod(r.Method))
 		return
 	}
-	answer, err := h.seedAnswer(r, id)
+	p, err := h.admit(w, r, h.calls.seed)
+	var answer short
+	if err == nil {
+		answer, err = h.seedAnswer(r, id)
+	}
 	if err != nil {
-		h.metrics.observe(overREST, callSeed, writeError(w, 0, err), began)
+		code := writeError(w, 0, err)
+		h.metrics.observe(overREST, callSeed, code, began)
+		h.audit(r, h.calls.seed, p, id, code)
 		return
 	}
 	header := w.Header()
@@ -136,10 +183,6 @@ func (h *rest) seed(w http.ResponseWriter, r *http.Request, rest string) {
 }
 
 func (h *rest) seedAnswer(r *http.Request, segment string) (short, error) {
-	ctx := r.Context()
-	if _, err := h.gate.admit(ctx, callerOfHTTP(r), h.calls.seed); err != nil {
-		return short{}, err
-	}
 	id, err := url.PathUnescape(segment)
 	if err != nil {
 		return short{}, invalid("client_id", "client_id is not percent-encoded: "+err.Error())
@@ -153,7 +196,7 @@ func (h *rest) seedAnswer(r *http.Request, segment string) (short, error) {
 		}
 		cluster = query.Get("cluster")
 	}
-	return h.answers.online(ctx, cluster, id)
+	return h.answers.online(r.Context(), cluster, id)
 }
 
 func (h *rest) document(w http.ResponseWriter, r *http.Request) {
@@ -210,8 +253,8 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 		began := time.Now()
 		pattern, _ := runtime.HTTPPattern(r.Context())
 		call := &v1Call{call: h.calls.path(r.Method, pattern.String())}
-		p, err := h.gate.admit(r.Context(), callerOfHTTP(r), call.call)
-		r = r.WithContext(context.WithValue(withPass(r.Context(), &p), v1CallKey{}, call))
+		p, err := h.admit(w, r, call.call)
+		r = r.WithContext(context.WithValue(withPass(r.Context(), p), v1CallKey{}, call))
 		if err == nil {
 			err = h.check(w, r, call)
 		}
@@ -228,7 +271,19 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 			next(w, r, pathParams)
 		}
 		h.metrics.observe(overREST, call.name, call.code, began)
+		h.audit(r, call.call, p, pathParams["client_id"], call.code)
 	}
+}
+
+// audit has the call written down, if it is one of those that are.
+func (h *rest) audit(r *http.Request, c *call, p *pass, clientID string, code codes.Code) {
+	if p.reason == "" && c.need != permAdmin {
+		return
+	}
+	h.gate.audit.record(r.Context(), c.need, audited{
+		transport: overREST, call: c.name, account: p.name, address: callerOfHTTP(r).address,
+		cluster: r.URL.Query().Get("cluster"), clientID: clientID, code: code, reason: p.reason,
+	})
 }
 
 // check refuses what the gateway would let pass, and reads the body.
@@ -303,7 +358,9 @@ func writeError(w http.ResponseWriter, httpCode int, err error) codes.Code {
 	header.Set("Cache-Control", "no-store")
 	switch httpCode {
 	case http.StatusUnauthorized:
-		header.Set("WWW-Authenticate", `Basic realm="presence", charset="UTF-8"`)
+		if header.Get("WWW-Authenticate") == "" {
+			header.Set("WWW-Authenticate", `Basic realm="presence", charset="UTF-8"`)
+		}
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		header.Set("Retry-After", strconv.Itoa(wholeSeconds(retryAfter(s))))
 	}
