@@ -30,7 +30,7 @@ const (
 // IDs are client IDs that some layer could mistake for something else.
 func IDs() []string {
 	return []string{
-		"dev1", "a/b", "a%2Fb", "explanation", "a/explanation", "+/#", "x#y", "VIN 1", "日本", "a:b", ".", "..", "batchGet", "x:batchGet", "status", "a/b/status", "?q=1", "%",
+		"dev1", "a/b", "a%2Fb", "explanation", "a/explanation", "sessions", "a/sessions", "+/#", "x#y", "VIN 1", "日本", "a:b", ".", "..", "batchGet", "x:batchGet", "status", "a/b/status", "?q=1", "%",
 		"%FF", `"'<>^`, " ", "Dev1", "\ufffd", strings.Repeat("k", 65_535),
 	}
 }
@@ -81,6 +81,7 @@ func Run(t *testing.T, open Open) {
 	t.Run("a minimum offset is waited for", func(t *testing.T) { testMinOffset(t, open) })
 	t.Run("a cancelled read returns", func(t *testing.T) { testCancel(t, open) })
 	t.Run("many may read at once", func(t *testing.T) { testConcurrent(t, open) })
+	runLists(t, open)
 }
 
 func ask(t *testing.T, r query.StateReader, cluster string, ids ...string) *presencev1.GetStatesResponse {
