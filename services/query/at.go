@@ -122,7 +122,7 @@ func (p *past) decide(t time.Time) *presencev1.StatusAt {
 		return said("online", atConnected, covered)
 	}
 	switch {
-	case ms > p.appliedMS:
+	case ms > p.appliedMS || p.appliedMS == 0:
 		return said("unknown", atNotApplied, -1)
 	case ms > p.fedMS:
 		return said("unknown", atGap, -1)

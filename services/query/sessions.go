@@ -107,8 +107,8 @@ func pastOf(e *presencev1.StateEntry) *past {
 	return p
 }
 
-// beganMS is when the connection opened, at the latest.
-func (s *span) beganMS() int64 { return cmp.Or(s.openedMS, s.endedMS) }
+// beganMS is when the connection opened, at the latest; one of which no time is known is the newest.
+func (s *span) beganMS() int64 { return cmp.Or(s.openedMS, s.endedMS, forever) }
 
 // currentSpan is the connection that the status is about. Only a Closed that is known to be its own states its end.
 func currentSpan(e *presencev1.StateEntry) span {
