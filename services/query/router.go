@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/mqtt-presence/presence/libs/service"
@@ -43,6 +42,7 @@ type Router struct {
 	log     *slog.Logger
 	kafka   *kgo.Client
 	admin   *kadm.Client
+	tls     *service.TLSReloader // nil: none
 	creds   credentials.TransportCredentials
 	metrics routerMetrics
 
@@ -78,16 +78,12 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.StateTLS.Config()
+	stateTLS, err := cfg.StateTLS.Reloader("state", log, reg)
 	if err != nil {
 		return nil, fmt.Errorf("state-tls: %w", err)
 	}
-	creds := insecure.NewCredentials()
-	if tlsConfig != nil {
-		creds = credentials.NewTLS(tlsConfig)
-	}
 	r := &Router{
-		cfg: cfg, log: log, creds: creds,
+		cfg: cfg, log: log, tls: stateTLS, creds: newStateCredentials(stateTLS),
 		trigger:   make(chan struct{}, 1),
 		refreshed: make(chan struct{}),
 		conns:     make(map[string]*connection),
@@ -128,6 +124,9 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 
 // Run keeps the routing fresh until ctx ends, then closes all connections and returns nil. A Router runs once.
 func (r *Router) Run(ctx context.Context) error {
+	var files sync.WaitGroup
+	defer files.Wait()
+	files.Go(func() { r.tls.Run(ctx) })
 	for ctx.Err() == nil {
 		r.refresh(ctx)
 		pause := time.NewTimer(minRefresh)
