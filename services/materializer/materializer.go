@@ -27,6 +27,7 @@ type Materializer struct {
 	log     *slog.Logger
 	metrics *metrics
 
+	tls      *service.TLSReloader // of the StateService; nil: none
 	listenMu sync.Mutex
 	listener net.Listener
 
@@ -46,6 +47,16 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Materializer
 	var err error
 	if m.metrics, err = newMetrics(reg, m); err != nil {
 		return nil, fmt.Errorf("register the materializer's metrics: %w", err)
+	}
+	if cfg.NoServer {
+		return m, nil
+	}
+	if m.tls, err = cfg.StateTLS.Reloader("state-server", m.log, reg); err != nil {
+		return nil, fmt.Errorf("state-tls: %w", err)
+	}
+	// New has refused what is not allowed.
+	if warning, _ := service.CheckExposed(cfg.AllowInsecure, cfg.listener()); warning != "" {
+		m.log.Warn("listening beyond loopback: " + warning)
 	}
 	return m, nil
 }
@@ -163,6 +174,7 @@ func (m *Materializer) run(ctx context.Context, ps *parts) error {
 	start(owners.watch)
 	if !m.cfg.NoServer {
 		start(m.serveGRPC)
+		start(func(ctx context.Context) error { m.tls.Run(ctx); return nil })
 	}
 	m.owners.Store(owners)
 

@@ -16,12 +16,14 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/libs/service"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
@@ -315,6 +317,69 @@ func TestServesOverGRPC(t *testing.T) {
 	}
 	if _, err := presencev1.NewStateServiceClient(conn).GetStates(ctx, &presencev1.GetStatesRequest{Cluster: "default", Keys: []*presencev1.StateKey{{}}}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// The StateService gives away everything, so it wants a certificate of its callers.
+func TestServesOverMutualTLS(t *testing.T) {
+	l := newLog(t)
+	authority, stranger := servicetest.NewAuthority(t), servicetest.NewAuthority(t)
+	cfg := l.config(vfs.NewMem())
+	cfg.NoServer, cfg.StateAddr = false, "127.0.0.1:0"
+	cfg.StateTLS.ClientCAFile = authority.File
+	cfg.StateTLS.CertFile, cfg.StateTLS.KeyFile = authority.Issue("materializer", time.Hour)
+	m := l.start(cfg).ready()
+	ask := func(client service.ClientTLS) error {
+		config, err := client.Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		creds := insecure.NewCredentials()
+		if config != nil {
+			creds = credentials.NewTLS(config)
+		}
+		conn, err := grpc.NewClient(m.StateAddr().String(), grpc.WithTransportCredentials(creds))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		_, err = presencev1.NewStateServiceClient(conn).GetStates(ctx, &presencev1.GetStatesRequest{Cluster: "default"})
+		return err
+	}
+	own, foreign := service.ClientTLS{Enabled: true, CAFile: authority.File}, service.ClientTLS{Enabled: true, CAFile: authority.File}
+	own.CertFile, own.KeyFile = authority.Issue("query", time.Hour)
+	foreign.CertFile, foreign.KeyFile = stranger.Issue("query", time.Hour)
+	if err := ask(own); err != nil {
+		t.Errorf("with a certificate: %v", err)
+	}
+	for name, client := range map[string]service.ClientTLS{"without TLS": {}, "without a certificate": {Enabled: true, CAFile: authority.File}, "a stranger": foreign} {
+		if err := ask(client); status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestListensBeyondLoopbackOnlyIfAllowed(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.DataDir, cfg.Kafka.Brokers, cfg.StateAddr = "x", []string{"127.0.0.1:1"}, "0.0.0.0:8083"
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "state-addr: 0.0.0.0:8083") || !strings.Contains(err.Error(), "--allow-insecure") {
+		t.Errorf("got %v", err)
+	}
+	cfg.AllowInsecure = true
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	cfg.AllowInsecure = false
+	authority := servicetest.NewAuthority(t)
+	cfg.StateTLS.CertFile, cfg.StateTLS.KeyFile = authority.Issue("materializer", time.Hour)
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "client certificates") {
+		t.Errorf("got %v", err)
+	}
+	cfg.StateTLS.ClientCAFile = authority.File
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -15,6 +16,9 @@ import (
 	"github.com/mqtt-presence/presence/libs/service"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
+
+// handshakeTimeout is how long a caller may take to begin.
+const handshakeTimeout = 10 * time.Second
 
 // serverGrace is how long answers in progress may take at the end.
 const serverGrace = time.Second
@@ -53,9 +57,15 @@ const maxRequestBytes = 16 << 20
 
 // serveGRPC serves StateService, health and reflection until ctx ends.
 func (m *Materializer) serveGRPC(ctx context.Context) error {
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes),
+	opts := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.ConnectionTimeout(handshakeTimeout),
 		// Query pings an owner that has not answered for 10 s, to find out whether it hangs.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+	if m.tls != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(m.tls.Server("h2"))))
+	}
+	server := grpc.NewServer(opts...)
 	presencev1.RegisterStateServiceServer(server, m)
 	checks := health.NewServer()
 	checks.SetServingStatus(presencev1.StateService_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
