@@ -34,10 +34,11 @@ type Process struct {
 }
 
 // Main is the body of the main function: it runs a command until it ends or ctx does, and returns the exit code.
-func Main(ctx context.Context, p Process) int {
-	a := newApp(p)
+func Main(ctx context.Context, p Process) int { return newApp(p).run(ctx, p.Args) }
+
+func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
-	root.SetArgs(p.Args)
+	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var exit exitCode
 	switch {
@@ -97,8 +98,8 @@ It talks to the query service over gRPC, at 127.0.0.1:8081 unless told otherwise
   presencectl config set-context local --user dev --password-file DATA-DIR/dev-password
   presencectl status dev1
 
-DATA-DIR is its --data-dir; at its start it prints the password and the file that keeps it. Every option can be given as a flag, as an
-environment variable (--server is PRESENCECTL_SERVER) or by a context of the configuration file; flags win over the environment, and
+DATA-DIR is its --data-dir; at its start it prints the password and the file that keeps it. Whom to ask, and as whom, is given by flags, by
+environment variables (--server is PRESENCECTL_SERVER) or by a context of the configuration file; flags win over the environment, and
 this over the context. Passwords and tokens come from a file, or from PRESENCECTL_PASSWORD and PRESENCECTL_TOKEN.
 
 Exit codes: 3 for every error, a wrong command line too. 'presencectl status' exits with 0 for online, 1 for offline, 2 for unknown;
@@ -121,7 +122,6 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{err, cmd.CommandPath()} })
 	root.AddGroup(
 		&cobra.Group{ID: groupClients, Title: "Clients:"},
@@ -174,6 +174,7 @@ func (a *app) noArgs(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	if cmd.HasAvailableSubCommands() {
+		cmd.SuggestionsMinimumDistance = 2
 		err := fmt.Errorf("unknown command %q", args[0])
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 			err = fmt.Errorf("unknown command %q; did you mean %s?", args[0], strings.Join(near, " or "))
@@ -199,7 +200,7 @@ func (a *app) oneClient(cmd *cobra.Command, args []string) error {
 
 // complain prints an error, and what to do about it.
 func (a *app) complain(err error) {
-	text := fmt.Sprintf("%s: %s\n", name, printable(describe(err)))
+	text := fmt.Sprintf("%s: %s\n", name, printable(strings.ReplaceAll(describe(err), "\n", "; ")))
 	for _, hint := range a.hints(err) {
 		text += "  " + printable(hint) + "\n"
 	}

@@ -66,6 +66,8 @@ func (a *app) hints(err error) []string {
 		} else if s.Code() == codes.Unavailable {
 			list = append(list, fmt.Sprintf("Does a query service listen for gRPC at %s, with TLS as said? --server and --tls name another.", a.settings.Server))
 		}
+	case codes.OutOfRange:
+		list = append(list, "Begin anew with all clients as they are now: "+name+" watch --snapshot")
 	case codes.DeadlineExceeded:
 		list = append(list, fmt.Sprintf("No answer within %v; --timeout gives it longer.", a.settings.Timeout))
 	case codes.Unimplemented:

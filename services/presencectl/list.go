@@ -62,7 +62,7 @@ func (a *app) list(ctx context.Context, client presencev1.PresenceServiceClient,
 		page, err := client.ListClients(ctx, req)
 		if err != nil {
 			if listed > 0 {
-				a.note("%d clients are listed; go on with --page-token %s", listed, cell(req.GetPageToken()))
+				a.note("%s listed; go on with --page-token %s", number(int64(listed), "client"), cell(req.GetPageToken()))
 			}
 			return fmt.Errorf("list clients: %w", err)
 		}
@@ -87,11 +87,11 @@ func (a *app) list(ctx context.Context, client presencev1.PresenceServiceClient,
 	}
 	switch {
 	case last.GetNextPageToken() != "" && last.Total != nil:
-		a.note("%d of %d clients; the next page: --page-token %s, all of them: --all", listed, last.GetTotal(), cell(last.GetNextPageToken()))
+		a.note("%d of %s; the next page: --page-token %s, all of them: --all", listed, number(last.GetTotal(), "client"), cell(last.GetNextPageToken()))
 	case last.GetNextPageToken() != "":
-		a.note("%d clients, and there may be more; the next page: --page-token %s, all of them: --all", listed, cell(last.GetNextPageToken()))
+		a.note("%s, and there may be more; the next page: --page-token %s, all of them: --all", number(int64(listed), "client"), cell(last.GetNextPageToken()))
 	case !a.json():
-		a.note("%d clients", listed)
+		a.note("%s", number(int64(listed), "client"))
 	}
 	if !last.GetExact() {
 		a.note("indexes are being brought up to date: totals, and lists by since, may be off for a while; each status shown is right")

@@ -69,6 +69,14 @@ func printable(s string) string {
 	return b.String()
 }
 
+// number returns a count and what is counted, in the plural where it belongs.
+func number(n int64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 const stampFormat = "2006-01-02T15:04:05.000Z"
 
 func stamp(t *timestamppb.Timestamp) string {

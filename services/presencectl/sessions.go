@@ -1,6 +1,7 @@
 package presencectl
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -72,7 +73,7 @@ func (a *app) printSessions(answer *presencev1.ListSessionsResponse) error {
 			row = append([]string{mark}, row...)
 		}
 		if a.wide() {
-			row = append(row, cell(s.GetRawReason()), cell(s.GetUsername()), cell(s.GetPeer()), cell(s.GetTransport()), cell(protocol(s.GetProtocolVersion())), cell(s.GetKey()))
+			row = append(row, cell(s.GetRawReason()), cell(s.GetUsername()), cell(s.GetPeer()), cell(s.GetTransport()), cmp.Or(protocol(s.GetProtocolVersion()), absent), cell(s.GetKey()))
 		}
 		t.add(row...)
 	}

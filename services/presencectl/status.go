@@ -209,9 +209,9 @@ func protocol(level uint32) string {
 }
 
 const (
-	// batchIDs and batchBytes bound one call: the contract's limit, and well below the bytes that the service takes.
+	// batchIDs and batchBytes bound one call: by the contract, and well below the bytes that any gRPC server takes.
 	batchIDs   = 1_000
-	batchBytes = 4 << 20
+	batchBytes = 2 << 20
 )
 
 func (a *app) batchCommand() *cobra.Command {

@@ -109,9 +109,6 @@ func (w *watch) run(ctx context.Context) error {
 		}
 		if !again(err) || !w.began && w.attempts >= 3 {
 			w.farewell()
-			if status.Code(err) == codes.OutOfRange {
-				return fmt.Errorf("watch: %w; take a snapshot and go on from there: %s watch --snapshot", err, name)
-			}
 			return fmt.Errorf("watch: %w", err)
 		}
 		w.attempts++
