@@ -18,7 +18,9 @@ import (
 //	? unknown: i inferred  p history_pruned  g feed_gap  n not_applied  s the status reason of the current connection
 func TestStatusAt(t *testing.T) {
 	type conn struct{ opened, ended int64 }
-	history := func(sessions ...*presencev1.HistorySession) *presencev1.History { return &presencev1.History{Sessions: sessions} }
+	history := func(sessions ...*presencev1.HistorySession) *presencev1.History {
+		return &presencev1.History{Sessions: sessions}
+	}
 	stated := func(c conn) *presencev1.HistorySession {
 		return &presencev1.HistorySession{Node: "n1", Connection: connectedAt(c.opened), EndedMs: c.ended * 1000, Stated: true, Reason: "normal"}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -19,8 +20,9 @@ import (
 type call struct {
 	name  string // of the RPC, in metrics and logs
 	need  permission
-	path  string   // of REST below /v1, as the gateway names it, with its method
-	query []string // parameters that REST takes from the query
+	path  string        // of REST below /v1, as the gateway names it, with its method
+	query []string      // parameters that REST takes from the query
+	lasts time.Duration // how long it may take, where that is more than the request timeout
 }
 
 // contract lists all calls. A call without a line here is for nobody but admins.
@@ -39,7 +41,7 @@ func contract() []call {
 		// Over REST it is a plain handler.
 		{name: "WatchClients", need: permRead, query: []string{
 			"cluster", "status", "node", "username", "client_id_prefix", "client_ids", "resume_token", "snapshot", "debounce", "heartbeat"}},
-		{name: "CheckIndexes", need: permAdmin, path: "POST /v1/indexes:check"},
+		{name: "CheckIndexes", need: permAdmin, path: "POST /v1/indexes:check", lasts: checkTimeout},
 	}
 }
 

@@ -185,8 +185,10 @@ func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 			check := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 				return outer(ctx, req, info, func(ctx context.Context, req any) (any, error) {
 					if in.wrong != nil {
-						return nil, invalid("client_id",
-							"the request does not decode; client_id, client_ids and cluster must be valid UTF-8: "+in.wrong.Error())
+						if in.field != "" {
+							return nil, invalid(in.field, in.field+" is not valid UTF-8")
+						}
+						return nil, invalid("request", "the request does not decode: "+in.wrong.Error())
 					}
 					return next(ctx, req)
 				})
@@ -202,6 +204,7 @@ func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 type incoming struct {
 	message any
 	wrong   error
+	field   string // that is not UTF-8
 }
 
 // tolerantCodec is gRPC's own codec, except that it leaves errors in an incoming to its reader: gRPC answers the caller itself when a
@@ -214,6 +217,8 @@ func (c tolerantCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	in.wrong = c.CodecV2.Unmarshal(data, in.message)
+	if in.wrong = c.CodecV2.Unmarshal(data, in.message); in.wrong != nil {
+		in.field = wrongField(data.Materialize(), in.message)
+	}
 	return nil
 }

@@ -167,7 +167,7 @@ func (s *Service) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		serve := func() error { return s.http.Serve(s.httpAddr) }
+		serve := func() error { return s.http.Serve(jsonListener{s.httpAddr}) }
 		if s.http.TLSConfig != nil {
 			serve = func() error { return s.http.ServeTLS(s.httpAddr, "", "") }
 		}

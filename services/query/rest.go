@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -268,6 +267,10 @@ func (h *rest) v1(next runtime.HandlerFunc) runtime.HandlerFunc {
 			call.code = writeError(w, httpStatus, err)
 		} else {
 			w.Header()["Cache-Control"] = h.noStore
+			if call.lasts > 0 {
+				// A connection that cannot be given more time keeps what it has.
+				_ = http.NewResponseController(w).SetWriteDeadline(began.Add(call.lasts + readTimeout))
+			}
 			next(w, r, pathParams)
 		}
 		h.metrics.observe(overREST, call.name, call.code, began)
@@ -289,15 +292,8 @@ func (h *rest) audit(r *http.Request, c *call, p *pass, clientID string, code co
 // check refuses what the gateway would let pass, and reads the body.
 func (h *rest) check(w http.ResponseWriter, r *http.Request, call *v1Call) error {
 	if r.URL.RawQuery != "" {
-		// The gateway would skip what it does not know, and a misspelt min_offset be without effect.
-		query, err := url.ParseQuery(r.URL.RawQuery)
-		if err != nil {
-			return invalid("query", "the query is not percent-encoded: "+err.Error())
-		}
-		for name := range query {
-			if !slices.Contains(call.query, name) {
-				return invalid(name, fmt.Sprintf("unknown query parameter %q; this call knows %s", name, listOf(call.query)))
-			}
+		if err := checkQuery(call.call, r.URL.RawQuery); err != nil {
+			return err
 		}
 	}
 	if r.Method == http.MethodPost {
@@ -327,6 +323,9 @@ func (h *rest) v1Error(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marsh
 	if errors.As(err, &wrong) {
 		// A malformed escape sequence, the only one that the gateway makes.
 		err = invalid("client_id", "client_id is not percent-encoded: "+wrong.Error())
+	} else if said := status.Convert(err); said.Code() == codes.InvalidArgument && len(said.Details()) == 0 {
+		// Path and query were checked before: the gateway did not like the body.
+		err = invalid("body", said.Message())
 	}
 	code := writeError(w, 0, err)
 	if call, ok := ctx.Value(v1CallKey{}).(*v1Call); ok {
