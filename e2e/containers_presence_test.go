@@ -29,14 +29,15 @@ func startPresence(d *docker, env map[string]string) (*dockerContainer, Target) 
 	kafkaPort := strconv.Itoa(port) + "/tcp"
 	fixed[kafkaPort] = port
 	all := map[string]string{
-		"PRESENCE_DATA_DIR":      "/data",
-		"PRESENCE_MQTT_ADDR":     "0.0.0.0:1883",
-		"PRESENCE_MQTT_WS_ADDR":  "0.0.0.0:8084",
-		"PRESENCE_KAFKA_ADDR":    "0.0.0.0:" + strconv.Itoa(port),
-		"PRESENCE_HTTP_ADDR":     "0.0.0.0:8080",
-		"PRESENCE_GRPC_ADDR":     "0.0.0.0:8081",
-		"PRESENCE_ADMIN_ADDR":    "0.0.0.0:8082",
-		"PRESENCE_ACCOUNTS_FILE": "/etc/presence/accounts",
+		"PRESENCE_ALLOW_INSECURE": "true",
+		"PRESENCE_DATA_DIR":       "/data",
+		"PRESENCE_MQTT_ADDR":      "0.0.0.0:1883",
+		"PRESENCE_MQTT_WS_ADDR":   "0.0.0.0:8084",
+		"PRESENCE_KAFKA_ADDR":     "0.0.0.0:" + strconv.Itoa(port),
+		"PRESENCE_HTTP_ADDR":      "0.0.0.0:8080",
+		"PRESENCE_GRPC_ADDR":      "0.0.0.0:8081",
+		"PRESENCE_ADMIN_ADDR":     "0.0.0.0:8082",
+		"PRESENCE_ACCOUNTS_FILE":  "/etc/presence/accounts",
 	}
 	maps.Copy(all, env)
 	c := d.start(spec{

@@ -60,6 +60,7 @@ func startSplit(t *testing.T) *split {
 	for i := range s.materializers {
 		name := fmt.Sprintf("materializer-%d", i+1)
 		s.materializers[i] = d.start(service(name, "materializer", map[string]string{
+			"PRESENCE_ALLOW_INSECURE":           "true",
 			"PRESENCE_DATA_DIR":                 "/data",
 			"PRESENCE_STATE_ADDR":               "0.0.0.0:" + stateAddr,
 			"PRESENCE_STATE_ADVERTISE":          net.JoinHostPort(name, stateAddr),
@@ -67,9 +68,10 @@ func startSplit(t *testing.T) *split {
 		}))
 	}
 	query := service("query", "query", map[string]string{
-		"PRESENCE_HTTP_ADDR":     "0.0.0.0:8080",
-		"PRESENCE_GRPC_ADDR":     "0.0.0.0:8081",
-		"PRESENCE_ACCOUNTS_FILE": "/etc/presence/accounts",
+		"PRESENCE_ALLOW_INSECURE": "true",
+		"PRESENCE_HTTP_ADDR":      "0.0.0.0:8080",
+		"PRESENCE_GRPC_ADDR":      "0.0.0.0:8081",
+		"PRESENCE_ACCOUNTS_FILE":  "/etc/presence/accounts",
 	})
 	query.files = []testcontainers.ContainerFile{{HostFilePath: "images/compose/accounts", ContainerFilePath: "/etc/presence/accounts", FileMode: 0o644}}
 	query.ports = append(query.ports, restPort, grpcPort)

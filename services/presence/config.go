@@ -41,9 +41,11 @@ type Config struct {
 	StateAddr    string            `conf:"state-addr" usage:"listen address of the StateService, for query services elsewhere; empty: not served"`
 	AccountsFile string            `conf:"accounts-file" usage:"file of the accounts that may ask; empty: account dev, made in data-dir"`
 	TLS          service.ServerTLS `prefix:"tls-"`
-	RateLimit    float64           `conf:"rate-limit" usage:"requests per second that each account may make; 0: no limit"`
-	RateBurst    int               `conf:"rate-burst" usage:"requests that an account may make at once; 0: those of one second"`
+	StateTLS     service.ServerTLS `prefix:"state-tls-"`
 	StaleAfter   time.Duration     `conf:"stale-after" usage:"answers that may lag further behind than this are marked stale"`
+
+	query.AccessConfig
+	query.LimitsConfig
 
 	BridgeName    string        `conf:"bridge-name" usage:"name of the bridge: the same after a restart, different from that of every other bridge of the cluster"`
 	SpoolMaxBytes int64         `conf:"spool-max-bytes" usage:"largest size of the bridge's spool in bytes; at the bound facts are dropped, counted and asserted"`
@@ -62,7 +64,7 @@ func DefaultConfig() Config {
 		DataDir: "./presence-data", Cluster: q.Cluster,
 		MQTTAddr: br.Addr, MQTTHeartbeat: br.HeartbeatInterval, MQTT: b.MQTT,
 		KafkaAddr: "127.0.0.1:9092", Kafka: eventlog.DefaultConfig(),
-		HTTPAddr: q.HTTPAddr, GRPCAddr: q.GRPCAddr, StateAddr: m.StateAddr, StaleAfter: q.StaleAfter, RateLimit: q.RateLimit, RateBurst: q.RateBurst,
+		HTTPAddr: q.HTTPAddr, GRPCAddr: q.GRPCAddr, StateAddr: m.StateAddr, StaleAfter: q.StaleAfter, AccessConfig: q.AccessConfig, LimitsConfig: q.LimitsConfig,
 		BridgeName: b.Name, SpoolMaxBytes: b.SpoolMaxBytes, Allowance: m.Allowance, Evidence: m.EvidencePerClient, CacheSize: m.CacheSize,
 		Admin: service.DefaultAdmin(), Log: service.DefaultLog(),
 	}
@@ -86,12 +88,28 @@ func (c Config) Validate() error {
 	if c.embedsKafka() {
 		errs = append(errs, checkAddr("kafka-addr", c.KafkaAddr), c.embeddedKafkaOnly())
 	}
+	_, err := service.CheckExposed(c.AllowInsecure, c.embedded()...)
+	errs = append(errs, err)
 	if c.DataDir != "" {
 		// What is known only once the embedded parts run does not matter here.
 		kafkaConfig := c.kafka(c.KafkaAddr)
 		errs = append(errs, c.bridge(kafkaConfig, noBroker).Validate(), c.materializer(kafkaConfig).Validate(), c.query(kafkaConfig, c.accountsPath()).Validate())
 	}
 	return distinct(append(errs, c.Log.Validate()))
+}
+
+// embedded are the listeners of the embedded broker and of the embedded Kafka, which know neither TLS nor accounts.
+func (c Config) embedded() []service.Listener {
+	missing := []string{"TLS", "accounts"}
+	var all []service.Listener
+	if c.embedsBroker() {
+		all = append(all, service.Listener{Option: "mqtt-addr", Addr: c.MQTTAddr, Missing: missing},
+			service.Listener{Option: "mqtt-ws-addr", Addr: c.MQTTWSAddr, Missing: missing})
+	}
+	if c.embedsKafka() {
+		all = append(all, service.Listener{Option: "kafka-addr", Addr: c.KafkaAddr, Missing: missing})
+	}
+	return all
 }
 
 func noBroker(context.Context) (net.Conn, error) { return nil, broker.ErrClosed }
@@ -184,7 +202,7 @@ func (c Config) materializer(k eventlog.Config) materializer.Config {
 	m.EvidencePerClient = c.Evidence
 	// The consumer group's member keeps its name without a server, too.
 	if m.NoServer = c.StateAddr == ""; !m.NoServer {
-		m.StateAddr = c.StateAddr
+		m.StateAddr, m.StateTLS, m.AllowInsecure = c.StateAddr, c.StateTLS, c.AllowInsecure
 	}
 	return m
 }
@@ -193,6 +211,6 @@ func (c Config) query(k eventlog.Config, accounts string) query.Config {
 	q := query.DefaultConfig()
 	q.Config, q.Cluster, q.AccountsFile = k, c.Cluster, accounts
 	q.HTTPAddr, q.GRPCAddr, q.TLS = c.HTTPAddr, c.GRPCAddr, c.TLS
-	q.RateLimit, q.RateBurst, q.StaleAfter = c.RateLimit, c.RateBurst, c.StaleAfter
+	q.AccessConfig, q.LimitsConfig, q.StaleAfter = c.AccessConfig, c.LimitsConfig, c.StaleAfter
 	return q
 }

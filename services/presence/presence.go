@@ -58,6 +58,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, out io.Writer) (*Pr
 	if err := cfg.Validate(); err != nil {
 		return nil, &service.ConfigError{Err: err}
 	}
+	// Validate has refused what is not allowed.
+	if warning, _ := service.CheckExposed(cfg.AllowInsecure, cfg.embedded()...); warning != "" {
+		log.Warn("listening beyond loopback: " + warning)
+	}
 	p := &Presence{cfg: cfg, log: log, out: out}
 	if err := p.open(ctx); err != nil {
 		return nil, errors.Join(err, p.close())

@@ -225,3 +225,32 @@ func (b *syncBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
+
+func TestListensBeyondLoopbackOnlyIfAllowed(t *testing.T) {
+	for _, test := range []struct {
+		option string
+		change func(*Config)
+	}{
+		{"mqtt-addr", func(c *Config) { c.MQTTAddr = "0.0.0.0:0" }},
+		{"mqtt-ws-addr", func(c *Config) { c.MQTTWSAddr = ":0" }},
+		{"kafka-addr", func(c *Config) { c.KafkaAddr = "0.0.0.0:0" }},
+		{"http-addr", func(c *Config) { c.HTTPAddr = "[::]:0" }},
+		{"grpc-addr", func(c *Config) { c.GRPCAddr = "10.0.0.1:0" }},
+		{"state-addr", func(c *Config) { c.StateAddr = "example.org:0" }},
+	} {
+		cfg := testConfig(t)
+		test.change(&cfg)
+		if err := cfg.Validate(); err == nil || !strings.HasPrefix(err.Error(), test.option+":") || strings.Count(err.Error(), "--allow-insecure") != 1 {
+			t.Errorf("%s: %v", test.option, err)
+		}
+		cfg.AllowInsecure = true
+		if err := cfg.Validate(); err != nil {
+			t.Errorf("%s allowed: %v", test.option, err)
+		}
+	}
+	cfg := testConfig(t)
+	cfg.KafkaAddr, cfg.Kafka.Brokers = "0.0.0.0:0", []string{"127.0.0.1:1"}
+	if err := cfg.Validate(); err != nil {
+		t.Errorf("an address that is not listened on: %v", err)
+	}
+}
