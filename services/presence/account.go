@@ -58,6 +58,26 @@ func devAccount(dir, accountsPath string) (account, error) {
 	return a, nil
 }
 
+// pageTokenKeyBytes is the size of the key of page tokens.
+const pageTokenKeyBytes = 32
+
+// pageTokenKey makes the key of page tokens on the first start, so that they outlive a restart.
+func pageTokenKey(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for the key of page tokens: %w", err)
+	}
+	key := make([]byte, pageTokenKeyBytes)
+	if _, err := rand.Read(key); err != nil {
+		return fmt.Errorf("make the key of page tokens: %w", err)
+	}
+	if err := writePrivate(path, string(key)); err != nil {
+		return fmt.Errorf("keep the key of page tokens: %w", err)
+	}
+	return nil
+}
+
 // writePrivate writes a file that only its owner can read, whole or not at all.
 func writePrivate(path, content string) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600

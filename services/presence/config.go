@@ -165,6 +165,8 @@ func (c Config) accountsPath() string {
 	return filepath.Join(c.DataDir, "accounts")
 }
 
+func (c Config) pageTokenKeyPath() string { return filepath.Join(c.DataDir, "page-token-key") }
+
 // kafka returns the configuration of all Kafka clients; addr is the embedded broker's address.
 func (c Config) kafka(addr string) eventlog.Config {
 	k := c.Kafka
@@ -209,7 +211,7 @@ func (c Config) materializer(k eventlog.Config) materializer.Config {
 
 func (c Config) query(k eventlog.Config, accounts string) query.Config {
 	q := query.DefaultConfig()
-	q.Config, q.Cluster, q.AccountsFile = k, c.Cluster, accounts
+	q.Config, q.Cluster, q.AccountsFile, q.PageTokenKeyFile = k, c.Cluster, accounts, c.pageTokenKeyPath()
 	q.HTTPAddr, q.GRPCAddr, q.TLS = c.HTTPAddr, c.GRPCAddr, c.TLS
 	q.AccessConfig, q.LimitsConfig, q.StaleAfter = c.AccessConfig, c.LimitsConfig, c.StaleAfter
 	return q

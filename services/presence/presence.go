@@ -83,6 +83,9 @@ func (p *Presence) open(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := pageTokenKey(p.cfg.pageTokenKeyPath()); err != nil {
+		return err
+	}
 	kafkaAddr := ""
 	if p.cfg.embedsKafka() {
 		if p.kafka, err = kafka.Open(p.cfg.embeddedKafka(), p.log); err != nil {
