@@ -63,7 +63,8 @@ var ignoredEnv = regexp.MustCompile(`^PRESENCE_(E2E_.*|VERSION|(.*_)?IMAGE` +
 // [time.Duration], []string, or any type whose pointer unmarshals text. In flags
 // and variables a list is separated by commas; its flag can also be repeated. An
 // empty variable counts as absent. Fields tagged secret:"true" or of type [Secret] are read
-// from the environment only; a list of structs tagged yamlonly:"true" only from the file.
+// from the environment only; a list of structs tagged yamlonly:"true" only from the file; those tagged flagonly:"true", of a subcommand,
+// only from flags.
 //
 // If cfg has a method Validate() error, Load calls it last. The errors of all
 // sources are joined, each a [ConfigError]; --help and --version print to standard output and

@@ -33,6 +33,7 @@ type option struct {
 	usage    string
 	secret   bool // environment only, never printed
 	yamlOnly bool // list of structs, YAML file only
+	flagOnly bool // of a subcommand, whose configuration is no service's
 	field    reflect.Value
 }
 
@@ -44,9 +45,9 @@ func (o *option) env() string {
 // cannot: every user of the machine can read the arguments of a process.
 func (o *option) hasFlag() bool { return !o.secret && !o.yamlOnly }
 
-func (o *option) hasEnv() bool { return !o.yamlOnly }
+func (o *option) hasEnv() bool { return !o.yamlOnly && !o.flagOnly }
 
-func (o *option) hasYAML() bool { return !o.secret }
+func (o *option) hasYAML() bool { return !o.secret && !o.flagOnly }
 
 // optionsOf lists the options of cfg, which must be a pointer to a struct,
 // sorted by name.
@@ -92,6 +93,7 @@ func structOptions(v reflect.Value, prefix string) ([]*option, error) {
 			usage:    f.Tag.Get("usage"),
 			secret:   f.Tag.Get("secret") == "true" || f.Type == secretType,
 			yamlOnly: f.Tag.Get("yamlonly") == "true",
+			flagOnly: f.Tag.Get("flagonly") == "true",
 			field:    v.Field(i),
 		}
 		if err := o.check(f); err != nil {

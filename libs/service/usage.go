@@ -46,8 +46,10 @@ func Reference(w io.Writer, name string, cfg any) error {
 func printUsage(w io.Writer, name string, options []*option) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Usage: %s [flags]\n\n", name)
-	b.WriteString("Flags win over environment variables, these over the YAML file of --config.\n" +
-		"YAML keys are the flags without the hyphens in front.\n\n")
+	if !flagsOnly(options) {
+		b.WriteString("Flags win over environment variables, these over the YAML file of --config.\n" +
+			"YAML keys are the flags without the hyphens in front.\n\n")
+	}
 	for _, o := range documented(options) {
 		switch {
 		case o.flag != "":
@@ -76,6 +78,11 @@ func printUsage(w io.Writer, name string, options []*option) error {
 	return nil
 }
 
+// flagsOnly reports whether the options can come from nowhere else.
+func flagsOnly(options []*option) bool {
+	return len(options) > 0 && !slices.ContainsFunc(options, func(o *option) bool { return !o.flagOnly })
+}
+
 // optionDoc is an option in words; what it does not have is "".
 type optionDoc struct {
 	name, flag, env, key, typ, def, usage string
@@ -83,11 +90,14 @@ type optionDoc struct {
 
 // documented returns the options and those that Load adds, sorted by name.
 func documented(options []*option) []optionDoc {
-	docs := []optionDoc{
-		{name: configOption, flag: "--" + configOption, env: configEnv, typ: "string", usage: "YAML file to read options from"},
+	var docs []optionDoc
+	if !flagsOnly(options) {
+		docs = append(docs, optionDoc{name: configOption, flag: "--" + configOption, env: configEnv, typ: "string", usage: "YAML file to read options from"})
+	}
+	docs = append(docs, []optionDoc{
 		{name: helpOption, flag: "--" + helpOption, typ: "bool", usage: "print this and exit"},
 		{name: versionOption, flag: "--" + versionOption, typ: "bool", usage: "print the version and exit"},
-	}
+	}...)
 	for _, o := range options {
 		d := optionDoc{name: o.name, typ: o.typeName(), usage: o.usage}
 		if o.hasFlag() {

@@ -1,10 +1,13 @@
 package query
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/mqtt-presence/presence/libs/service"
 )
 
 const (
@@ -144,4 +147,20 @@ func FuzzParseAccounts(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The help names no variable that is not looked at.
+func TestHelpOfAccount(t *testing.T) {
+	var out strings.Builder
+	if err := printAccount([]string{"--help"}, strings.NewReader(""), &out); !errors.Is(err, service.ErrHelp) {
+		t.Fatal(err)
+	}
+	for _, word := range []string{"PRESENCE_", "environment", "YAML", "--config"} {
+		if strings.Contains(out.String(), word) {
+			t.Errorf("the help says %s:\n%s", word, out.String())
+		}
+	}
+	if !strings.Contains(out.String(), "--user") || !strings.Contains(out.String(), "--permissions") {
+		t.Errorf("the help is\n%s", out.String())
+	}
 }

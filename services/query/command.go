@@ -65,14 +65,14 @@ func Command(ctx context.Context, args []string) error {
 
 // accountConfig is the configuration of the account subcommand.
 type accountConfig struct {
-	User        string `conf:"user" usage:"name of the account"`
-	Permissions string `conf:"permissions" usage:"what it may ask: connect (the seed call and GetStatus), read (/v1), admin (all); separated by commas"`
+	User        string `conf:"user" flagonly:"true" usage:"name of the account"`
+	Permissions string `conf:"permissions" flagonly:"true" usage:"what it may ask: connect (the seed call and GetStatus), read (/v1), admin (all); separated by commas"`
 }
 
 // printAccount reads a password from in and prints the account's line to out.
 func printAccount(args []string, in io.Reader, out io.Writer) error {
 	cfg := &accountConfig{Permissions: "connect,read"}
-	// Variables of the environment belong to the service.
+	// Variables of the environment belong to the service, and so are not looked at.
 	if err := service.LoadTo(out, "query account", args, nil, cfg); err != nil {
 		return err
 	}
