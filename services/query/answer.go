@@ -48,6 +48,7 @@ type answers struct {
 	reader    StateReader
 	log       *slog.Logger
 	tokens    *tokens
+	watches   *watches
 	forgetter *forgetter
 	ranking   *semaphore.Weighted // rankings of usernames at a time
 	checking  *semaphore.Weighted // checks of the indexes at a time

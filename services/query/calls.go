@@ -39,7 +39,7 @@ func contract() []call {
 		{name: "GetStats", need: permRead, path: "GET /v1/stats", query: []string{"cluster", "page_size", "page_token", "skip_usernames"}},
 		{name: "ListNodes", need: permRead, path: "GET /v1/nodes", query: []string{"cluster"}},
 		// Over REST it is a plain handler.
-		{name: "WatchClients", need: permRead, query: []string{
+		{name: callWatch, need: permRead, query: []string{
 			"cluster", "status", "node", "username", "client_id_prefix", "client_ids", "resume_token", "snapshot", "debounce", "heartbeat"}},
 		{name: "CheckIndexes", need: permAdmin, path: "POST /v1/indexes:check", lasts: checkTimeout},
 	}
@@ -50,12 +50,16 @@ type calls struct {
 	byMethod map[string]*call // gRPC's full method
 	byPath   map[string]*call
 	seed     *call
+	watch    *call
 }
 
 func newCalls() *calls {
 	c := &calls{byMethod: map[string]*call{}, byPath: map[string]*call{}, seed: &call{name: callSeed, need: permConnect}}
 	for _, each := range contract() {
 		c.byMethod["/"+presencev1.PresenceService_ServiceDesc.ServiceName+"/"+each.name] = &each
+		if each.name == callWatch {
+			c.watch = &each
+		}
 		if each.path != "" {
 			c.byPath[each.path] = &each
 		}

@@ -30,6 +30,9 @@ type Config struct {
 	// PageTokenKeyFile must be the same for all query services behind one address.
 	PageTokenKeyFile string `conf:"page-token-key-file" usage:"file with the key of page tokens, at least 32 random bytes; empty: made at start, for this process only"`
 
+	WatchBuffer      int   `conf:"watch-buffer" usage:"transitions kept for watches, so that a watcher may be slow or come back; further back, Kafka is read"`
+	WatchBufferBytes int64 `conf:"watch-buffer-bytes" usage:"memory in bytes that those transitions may take"`
+
 	eventlog.Config
 }
 
@@ -46,6 +49,8 @@ func DefaultConfig() Config {
 		AccessConfig:   DefaultAccess(),
 		LimitsConfig:   DefaultLimits(),
 		Config:         eventlog.DefaultConfig(),
+
+		WatchBuffer: 100_000, WatchBufferBytes: 64 << 20,
 	}
 }
 
@@ -66,6 +71,12 @@ func (c Config) Validate() error {
 	}
 	if c.RequestTimeout < 10*time.Millisecond {
 		bad("request-timeout: %v is too short; give at least 10ms", c.RequestTimeout)
+	}
+	if c.WatchBuffer < 1 {
+		bad("watch-buffer: %d is less than 1; give a number of transitions", c.WatchBuffer)
+	}
+	if c.WatchBufferBytes < 1<<20 {
+		bad("watch-buffer-bytes: %d is less than 1 MiB (1048576)", c.WatchBufferBytes)
 	}
 	if len(c.Replicas) == 0 {
 		bad("replicas: is empty; name at least one, such as a")

@@ -3,6 +3,7 @@ package query
 import (
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -15,3 +16,6 @@ func Handler(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Re
 	}
 	return s.http.Handler, nil
 }
+
+// ShortenTimeouts sets HTTP's limits of a request that is answered at once.
+func ShortenTimeouts(s *Service, to time.Duration) { s.http.ReadTimeout, s.http.WriteTimeout = to, to }

@@ -184,11 +184,8 @@ func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 			}
 			check := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 				return outer(ctx, req, info, func(ctx context.Context, req any) (any, error) {
-					if in.wrong != nil {
-						if in.field != "" {
-							return nil, invalid(in.field, in.field+" is not valid UTF-8")
-						}
-						return nil, invalid("request", "the request does not decode: "+in.wrong.Error())
+					if err := in.unreadable(); err != nil {
+						return nil, err
 					}
 					return next(ctx, req)
 				})
@@ -197,7 +194,25 @@ func withReadableErrors(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 		}
 		copied.Methods[i] = m
 	}
+	copied.Streams = make([]grpc.StreamDesc, len(desc.Streams))
+	for i, s := range desc.Streams {
+		handler := s.Handler
+		s.Handler = func(srv any, stream grpc.ServerStream) error { return handler(srv, readableStream{stream}) }
+		copied.Streams[i] = s
+	}
 	return &copied
+}
+
+// readableStream is a stream that answers a message which does not decode in the same way.
+type readableStream struct{ grpc.ServerStream }
+
+// RecvMsg receives a message.
+func (s readableStream) RecvMsg(m any) error {
+	in := incoming{message: m}
+	if err := s.ServerStream.RecvMsg(&in); err != nil {
+		return err
+	}
+	return in.unreadable()
 }
 
 // incoming is a message that is being received, and what was wrong with it.
@@ -207,9 +222,28 @@ type incoming struct {
 	field   string // that is not UTF-8
 }
 
-// tolerantCodec is gRPC's own codec, except that it leaves errors in an incoming to its reader: gRPC answers the caller itself when a
-// codec fails.
+// unreadable is what the caller is told if the message did not decode.
+func (in *incoming) unreadable() error {
+	if in.wrong == nil {
+		return nil
+	}
+	if in.field != "" {
+		return invalid(in.field, in.field+" is not valid UTF-8")
+	}
+	return invalid("request", "the request does not decode: "+in.wrong.Error())
+}
+
+// tolerantCodec is gRPC's own codec, except that it sends messages that are encoded already, and that it leaves errors in an incoming to
+// its reader: gRPC answers the caller itself when a codec fails.
 type tolerantCodec struct{ encoding.CodecV2 }
+
+// Marshal encodes v.
+func (c tolerantCodec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*sharedMessage); ok {
+		return m.encoded(), nil
+	}
+	return c.CodecV2.Marshal(v)
+}
 
 // Unmarshal decodes into v.
 func (c tolerantCodec) Unmarshal(data mem.BufferSlice, v any) error {

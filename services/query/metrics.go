@@ -12,6 +12,7 @@ import (
 // Calls, as metrics name them.
 const (
 	callSeed    = "seed"
+	callWatch   = "WatchClients"
 	callOpenAPI = "openapi"
 	callNone    = "none" // a path or method that does not exist
 )

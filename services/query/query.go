@@ -72,6 +72,9 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 	if err != nil {
 		return nil, err
 	}
+	if a.watches, err = newWatches(cfg, a, log, reg); err != nil {
+		return nil, err
+	}
 	handler, err := newREST(a, g, m)
 	if err != nil {
 		return nil, err
@@ -163,6 +166,7 @@ func (s *Service) Run(ctx context.Context) error {
 	background.Go(func() { s.gate.run(work) })
 	background.Go(func() { s.tls.Run(work) })
 	background.Go(func() { s.followReadiness(work) })
+	background.Go(func() { s.answers.watches.run(work) })
 
 	failed := make(chan error, 2)
 	var serving sync.WaitGroup

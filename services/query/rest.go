@@ -89,6 +89,8 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case strings.HasPrefix(path, seedPrefix):
 		h.seed(w, r, path[len(seedPrefix):])
+	case path == watchPath:
+		h.watch(w, r)
 	case strings.HasPrefix(path, "/v1/"):
 		url := *r.URL
 		// With RawPath set, the gateway splits before it unescapes.
