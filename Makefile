@@ -11,6 +11,7 @@ BENCHTIME ?= 1s
 SECONDS ?= 60
 SEED ?=
 LOAD_CLIENTS ?= 10000
+BENCH_ARGS ?=
 VERSION ?= local
 
 # synctests makes franz-go's mutexes count as durably blocked in a testing/synctest bubble.
@@ -84,9 +85,10 @@ mutants: ## Break the fold on purpose, one way at a time, and see the tests catc
 	@cd libs && go run ./simulator/cmd/mutants $(ARGS)
 
 .PHONY: bench
-bench: ## Run the Go benchmarks, then the load tool against an embedded Presence.
+bench: ## Run the Go benchmarks, the load tool against an embedded Presence, and the comparisons of the goals (BENCH_ARGS="--parts list").
 	go test -tags $(TEST_TAGS) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) work
 	go run ./e2e/load --clients $(LOAD_CLIENTS)
+	go run ./e2e/bench $(BENCH_ARGS)
 
 .PHONY: e2e
 e2e: ## Run the scenarios over real Kafka, a real broker and our images (needs Docker).

@@ -109,6 +109,8 @@ func forbidden(dir, path string) string {
 	switch {
 	case below("libs/presence") && (ours || external):
 		return "the fold is pure: it imports only the standard library"
+	case below("libs/presenceclient") && (ours || external) && !clientMay(inside, path):
+		return "services link presenceclient: it needs gRPC, and brings no Kafka, no store and no metrics"
 	case below("libs", "proto") && (strings.HasPrefix(inside, "services/") || strings.HasPrefix(inside, "e2e")):
 		return "libs and proto are below the services"
 	case below("proto") && strings.HasPrefix(inside, "libs/"):
@@ -123,6 +125,11 @@ func forbidden(dir, path string) string {
 	return ""
 }
 
+// clientMay reports whether the Go client package may import a package that is not of the standard library.
+func clientMay(inside, path string) bool {
+	return inside == "proto/presence/v1" || inside == "libs/presenceclient" || strings.HasPrefix(path, "google.golang.org/")
+}
+
 func TestForbiddenImports(t *testing.T) {
 	for _, c := range []struct {
 		dir, path string
@@ -133,6 +140,11 @@ func TestForbiddenImports(t *testing.T) {
 		{"libs/presence", modulePrefix + "libs/service", true},
 		{"libs/eventlog", modulePrefix + "libs/presence", false},
 		{"libs/eventlog", modulePrefix + "services/bridge", true},
+		{"libs/presenceclient", modulePrefix + "libs/eventlog", true},
+		{"libs/presenceclient", modulePrefix + "libs/service", true},
+		{"libs/presenceclient", "github.com/twmb/franz-go/pkg/kgo", true},
+		{"libs/presenceclient/presencetest", modulePrefix + "libs/presenceclient", false},
+		{"libs/presenceclient", "google.golang.org/grpc", false},
 		{"proto/presence/v1", modulePrefix + "libs/presence", true},
 		{"services/query", modulePrefix + "services/materializer", true},
 		{"services/query/readertest", modulePrefix + "services/query", false},

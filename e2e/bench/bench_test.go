@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mqtt-presence/presence/libs/presenceclient"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+)
+
+// small is a run that takes seconds and whose numbers mean nothing.
+func small(t *testing.T, parts ...string) config {
+	t.Helper()
+	cfg := defaultConfig()
+	cfg.Parts, cfg.Dir = parts, t.TempDir()
+	cfg.Clients, cfg.Callers, cfg.Rounds, cfg.Round, cfg.Pages = 2_000, 4, 2, 50*time.Millisecond, 20
+	cfg.Watchers, cfg.Changes, cfg.Rate = 60, 1_500, 500
+	return cfg
+}
+
+// lines runs parts and returns what was printed.
+func lines(t *testing.T, cfg config) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	if err := run(ctx, cfg, &out); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	t.Logf("\n%s", &out)
+	return strings.Split(strings.TrimSpace(out.String()), "\n")
+}
+
+func TestRatios(t *testing.T) {
+	t.Parallel()
+	for _, part := range []string{"seed", "grpc"} {
+		got := lines(t, small(t, part))
+		if len(got) != 4 || !strings.Contains(got[3], "%") {
+			t.Errorf("%s prints %d lines", part, len(got))
+		}
+	}
+}
+
+// TestCheck sees that a list with a client that does not belong, or in another order, is an error.
+func TestCheck(t *testing.T) {
+	at := time.Unix(1_760_000_000, 0)
+	client := func(id, status, node string, since time.Time) *presencev1.Client {
+		return &presencev1.Client{
+			ClientId: id, Status: status, Since: timestamppb.New(since), Connection: &presencev1.ClientConnection{Node: node, Username: "u"},
+		}
+	}
+	for name, c := range map[string]struct {
+		filter  presenceclient.Filter
+		clients []*presencev1.Client
+		ok      bool
+	}{
+		"right":          {presenceclient.Filter{Status: "online", Node: "n", Username: "u", Prefix: "a"}, []*presencev1.Client{client("a1", "online", "n", at), client("a2", "online", "n", at)}, true},
+		"order":          {presenceclient.Filter{}, []*presencev1.Client{client("b", "online", "n", at), client("a", "online", "n", at)}, false},
+		"twice":          {presenceclient.Filter{}, []*presencev1.Client{client("a", "online", "n", at), client("a", "online", "n", at)}, false},
+		"status":         {presenceclient.Filter{Status: "offline"}, []*presencev1.Client{client("a", "online", "n", at)}, false},
+		"node":           {presenceclient.Filter{Node: "m"}, []*presencev1.Client{client("a", "online", "n", at)}, false},
+		"username":       {presenceclient.Filter{Username: "v"}, []*presencev1.Client{client("a", "online", "n", at)}, false},
+		"prefix":         {presenceclient.Filter{Prefix: "ab"}, []*presencev1.Client{client("a", "online", "n", at)}, false},
+		"too early":      {presenceclient.Filter{SinceFrom: at}, []*presencev1.Client{client("a", "online", "n", at.Add(-1))}, false},
+		"too late":       {presenceclient.Filter{SinceBefore: at}, []*presencev1.Client{client("a", "online", "n", at)}, false},
+		"order by since": {presenceclient.Filter{SinceFrom: at}, []*presencev1.Client{client("a", "online", "n", at.Add(9)), client("b", "online", "n", at)}, false},
+		"right by since": {presenceclient.Filter{SinceFrom: at}, []*presencev1.Client{client("b", "online", "n", at), client("a", "online", "n", at.Add(9))}, true},
+	} {
+		if err := check(c.filter, &presencev1.ListClientsResponse{Clients: c.clients}); (err == nil) != c.ok {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// TestWatches sees that a transition that is missing, comes twice or in another order is an error.
+func TestWatches(t *testing.T) {
+	changes := []change{{id: "a", ms: 1}, {id: "b", ms: 2}, {id: "a", ms: 3}}
+	for name, c := range map[string]struct {
+		seen map[string][]int64
+		ok   bool
+	}{
+		"right":   {map[string][]int64{"a": {1, 3}, "b": {2}}, true},
+		"missing": {map[string][]int64{"a": {1, 3}}, false},
+		"twice":   {map[string][]int64{"a": {1, 3, 3}, "b": {2}}, false},
+		"order":   {map[string][]int64{"a": {3, 1}, "b": {2}}, false},
+		"other":   {map[string][]int64{"a": {1, 3}, "b": {2}, "c": {4}}, false},
+	} {
+		w := &watcher{wants: func(*change) bool { return true }, seen: c.seen}
+		for _, times := range c.seen {
+			w.delivered += len(times)
+		}
+		var out bytes.Buffer
+		tab := &table{out: &out}
+		err := tab.watches([]*watcher{w}, changes, 0, 0)
+		if pass := strings.Contains(out.String(), "pass"); (err == nil) != c.ok || pass != c.ok {
+			t.Errorf("%s: error %v\n%s", name, err, &out)
+		}
+	}
+}
+
+func TestDelays(t *testing.T) {
+	var d delays
+	for i := 100; i > 0; i-- {
+		d = append(d, time.Duration(i)*time.Millisecond)
+	}
+	if got := d.sorted().String(); got != "p50 50.00 ms, p99 99.00 ms" {
+		t.Error(got)
+	}
+	if got := delays(nil).at(0.99); got != 0 {
+		t.Error(got)
+	}
+	if m := median([]float64{3, 1, 2, 10}); m != 2.5 {
+		t.Error(m)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	cfg := defaultConfig()
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	cfg.Parts, cfg.Watchers, cfg.Round = append(slices.Clone(cfg.Parts), "other"), 0, 0
+	err := cfg.Validate()
+	for _, option := range []string{"parts", "watchers", "round"} {
+		if err == nil || !strings.Contains(err.Error(), option+": ") {
+			t.Errorf("%s is not named: %v", option, err)
+		}
+	}
+}
