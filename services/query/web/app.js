@@ -137,6 +137,7 @@ function showLogin(message) {
     announce("Signed in.");
   }));
   app.titled("Sign in");
+  announce(""); // nothing of what was seen stays
   document.getElementById(message ? "view-title" : "user")?.focus();
 }
 
@@ -193,7 +194,8 @@ document.addEventListener("keydown", (e) => {
     search.input.focus();
     search.input.select();
   }
-  if (e.key === "Escape" && e.target === search?.input && search.input.value === "") document.getElementById("view-title")?.focus();
+  // Escape closes the suggestions, then empties the search, then leaves it.
+  if (e.key === "Escape" && !e.defaultPrevented && e.target === search?.input) document.getElementById("view-title")?.focus();
 });
 // A link to a fragment would change the address of the view.
 document.getElementById("skip").addEventListener("click", (e) => {

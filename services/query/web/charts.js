@@ -50,6 +50,7 @@ export function spark(points, name, { interval, width = 160, height = 36, status
     path += `${p.at - last > MISSING * interval ? "M" : "L"}${x(p.at).toFixed(1)} ${y(p.value).toFixed(1)}`;
     last = p.at;
   }
+  if (points.length === 1) path += "h.01"; // a dot
   const label = values.length === 0
     ? `${name}: no counts yet`
     : `${name}: now ${count(values.at(-1))}, lowest ${count(low)}, highest ${count(high)} in the last ${span(now - points[0].at)}`;
@@ -59,7 +60,7 @@ export function spark(points, name, { interval, width = 160, height = 36, status
     values.length > 0 && s("path", { d: path, class: "line", "vector-effect": "non-scaling-stroke" }));
 }
 
-// dot marks where a line has arrived, apart from the picture, which may be stretched.
+// covers says which time the lines are of.
 export function covers(counts) {
   return put(h("p", { class: "note" }), counts.points.length < 2
     ? `Lines begin now, at ${clock(counts.began)}: they hold what this page sees, ten minutes at most.`

@@ -23,8 +23,7 @@ export function fleetView(app, signal) {
   const pauseButton = button("Pause", () => {
     live.pause(!live.paused);
     pauseButton.textContent = live.paused ? "Go on" : "Pause";
-    pauseButton.setAttribute("aria-pressed", String(live.paused));
-  }, { class: "button small", "aria-pressed": "false" });
+  }, { class: "button small" });
 
   const node = h("div", { class: "fleet" },
     h("div", { class: "view-head" }, h("div", {}, h("h1", { id: "view-title", tabindex: -1 }, "Fleet"), h("p", { class: "muted" }, "All clients of the cluster, by their current or last connection.")), fresh),
@@ -63,17 +62,18 @@ export function fleetView(app, signal) {
     const cell = (label, ...content) => h("td", { "data-label": label }, h("div", {}, content));
     put(nodes, names.length === 0 ? h("p", { class: "note" }, "No node is known yet.") : h("table", { class: "stack" },
       h("caption", { class: "unseen" }, "Broker nodes, their health and their clients"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Node"), h("th", { scope: "col" }, "Health"), STATUSES.map((each) => h("th", { scope: "col", class: "number" }, icon(each), " ", each)),
-        h("th", { scope: "col" }, "Online, last minutes"), h("th", { scope: "col" }, "Heartbeat"))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Node"), STATUSES.map((each) => h("th", { scope: "col", class: "number" }, icon(each), " ", each)),
+        h("th", { scope: "col" }, "Online lately"), h("th", { scope: "col" }, "Heartbeat"))),
       h("tbody", {}, names.map((name) => {
         const each = rows.get(name);
         const label = name === "" ? "no connection known" : plain(name, 60);
         return h("tr", {},
-          h("th", { scope: "row" }, name === "" ? h("span", { class: "muted" }, "no connection known") : foreign(name, 80)),
-          cell("Health", each.health ? healthMark(each.health) : name === "" ? "–" : h("span", { class: "muted" }, "not heard of")),
+          h("th", { scope: "row", class: "node-name" }, name === "" ? h("span", { class: "muted" }, label) : foreign(name, 80),
+            name !== "" && h("span", { class: "line" }, each.health ? healthMark(each.health) : "no health known"),
+            each.health?.started_at && h("span", { class: "line muted" }, "runs since ", when(each.health.started_at))),
           STATUSES.map((status) => h("td", { "data-label": status, class: "number" }, h("div", {}, count(each.counts?.[status])))),
-          cell("Online, last minutes", spark(counts.of(`node ${name}`), `Clients online on ${label}`, { interval: INTERVAL, height: 28 })),
-          cell("Heartbeat", each.health ? [when(each.health.alive_at), each.health.started_at && h("span", { class: "muted line" }, "runs since ", when(each.health.started_at))] : "–"));
+          cell("Online lately", spark(counts.of(`node ${name}`), `Clients online on ${label}`, { interval: INTERVAL, height: 28 })),
+          cell("Heartbeat", each.health ? when(each.health.alive_at) : "–"));
       }))));
     if (health) showFeeds();
   }

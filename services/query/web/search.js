@@ -12,7 +12,7 @@ export function searchBox(cluster, go) {
   const input = h("input", {
     id: "search", type: "text", name: "client", role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
     "aria-label": "Client ID", "aria-keyshortcuts": "/", placeholder: "Client ID", autocomplete: "off", autocapitalize: "none", spellcheck: "false", dir: "auto",
-    oninput: later, onkeydown: key, onblur: () => setTimeout(close, 150),
+    oninput: later, onkeydown: key, onblur: close,
   });
   let ids = [];
   let at = -1;
@@ -70,7 +70,7 @@ export function searchBox(cluster, go) {
     if (e.key === "ArrowDown" && open) mark((at + 2) % (ids.length + 1) - 1);
     else if (e.key === "ArrowUp" && open) mark(at < 0 ? ids.length - 1 : at - 1);
     else if (e.key === "Escape" && open) close();
-    else if (e.key === "Escape") input.value = "";
+    else if (e.key === "Escape" && input.value !== "") input.value = "";
     else return;
     e.preventDefault();
   }

@@ -152,11 +152,13 @@ export class Timeline {
     const cell = (label, ...content) => h("td", { "data-label": label }, h("div", {}, content));
     return h("table", { class: "stack" },
       h("caption", { class: "unseen" }, "Connections of the client, newest first"),
-      h("thead", {}, h("tr", {}, ["State", "Connected", "Disconnected", "Lasted", "How it ended", "Node", "User", "From", "Protocol", "Key"].map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, ["State", "Connected", "Disconnected", "How it ended", "Connection"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, sessions.map((raw) => h("tr", {},
-        cell("State", stateMark(raw)), cell("Connected", when(raw.connected_at)), cell("Disconnected", raw.state === "open" ? "–" : when(raw.disconnected_at)),
-        cell("Lasted", lasted(raw).replace(/[()]/g, "")), cell("How it ended", ended(raw)), cell("Node", foreign(raw.node || "–")), cell("User", foreign(raw.username || "–")),
-        cell("From", foreign(raw.peer || "–")), cell("Protocol", [protocolWords(raw.protocol_version), raw.transport].filter(Boolean).join(", ") || "–"), cell("Key", foreign(raw.key || "–", 48))))));
+        cell("State", stateMark(raw)), cell("Connected", when(raw.connected_at)),
+        cell("Disconnected", raw.state === "open" ? "–" : when(raw.disconnected_at), h("span", { class: "line muted" }, lasted(raw))), cell("How it ended", ended(raw)),
+        cell("Connection", foreign(raw.node || "node not known"), h("span", { class: "line muted" },
+          [raw.peer && ["from ", foreign(raw.peer)], raw.username && ["user ", foreign(raw.username)], protocolWords(raw.protocol_version), raw.transport && foreign(raw.transport), raw.key && ["key ", foreign(raw.key, 48)]]
+            .filter(Boolean).map((each, i) => [i > 0 && " · ", each])))))));
   }
 }
 
