@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,12 +69,17 @@ func (a *app) completeFlag(cmd *cobra.Command, flag string, f cobra.CompletionFu
 }
 
 func completeWords(words []string) cobra.CompletionFunc {
-	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return words, cobra.ShellCompDirectiveNoFileComp
+	return func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		return beginning(words, typed), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
-func (a *app) completeContexts(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+// beginning returns the words that begin with what was typed.
+func beginning(words []string, typed string) []string {
+	return slices.DeleteFunc(slices.Clone(words), func(w string) bool { return !strings.HasPrefix(w, typed) })
+}
+
+func (a *app) completeContexts(_ *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 	c, err := a.loadConfig()
 	if err != nil || len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -82,11 +88,11 @@ func (a *app) completeContexts(_ *cobra.Command, args []string, _ string) ([]str
 	for _, g := range c.Contexts {
 		names = append(names, g.Name)
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return beginning(names, typed), cobra.ShellCompDirectiveNoFileComp
 }
 
-func (a *app) completeNodes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return a.completeFromService(cmd, func(ctx context.Context, client presencev1.PresenceServiceClient) ([]string, error) {
+func (a *app) completeNodes(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return a.completeFromService(cmd, typed, func(ctx context.Context, client presencev1.PresenceServiceClient) ([]string, error) {
 		answer, err := client.ListNodes(ctx, &presencev1.ListNodesRequest{Cluster: a.settings.Cluster})
 		var names []string
 		for _, n := range answer.GetNodes() {
@@ -96,8 +102,8 @@ func (a *app) completeNodes(cmd *cobra.Command, _ []string, _ string) ([]string,
 	})
 }
 
-func (a *app) completeClusters(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return a.completeFromService(cmd, func(ctx context.Context, client presencev1.PresenceServiceClient) ([]string, error) {
+func (a *app) completeClusters(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return a.completeFromService(cmd, typed, func(ctx context.Context, client presencev1.PresenceServiceClient) ([]string, error) {
 		// What was typed of the cluster so far is none.
 		answer, err := client.GetStats(ctx, &presencev1.GetStatsRequest{SkipUsernames: true})
 		var names []string
@@ -109,7 +115,7 @@ func (a *app) completeClusters(cmd *cobra.Command, _ []string, _ string) ([]stri
 }
 
 // completeFromService asks the service for names. Those that do not stand in a command line as they are, are left out: names of nodes come from brokers.
-func (a *app) completeFromService(cmd *cobra.Command, ask func(context.Context, presencev1.PresenceServiceClient) ([]string, error)) ([]string, cobra.ShellCompDirective) {
+func (a *app) completeFromService(cmd *cobra.Command, typed string, ask func(context.Context, presencev1.PresenceServiceClient) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	var names []string
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
@@ -127,5 +133,5 @@ func (a *app) completeFromService(cmd *cobra.Command, ask func(context.Context, 
 		cobra.CompDebugln(err.Error(), false)
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return beginning(names, typed), cobra.ShellCompDirectiveNoFileComp
 }

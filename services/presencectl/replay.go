@@ -174,7 +174,7 @@ func (r *replay) produce(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	client, err := kgo.NewClient(append(append(opts, cfg.ProducerOpts()...), kgo.RecordDeliveryTimeout(produceTimeout))...)
+	client, err := kgo.NewClient(append(opts, cfg.ProducerOpts()...)...)
 	if err != nil {
 		return fmt.Errorf("create the kafka client: %w", err)
 	}
@@ -188,7 +188,10 @@ func (r *replay) produce(ctx context.Context) (err error) {
 		if record == nil {
 			return nil
 		}
-		if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
+		// The client's own limit for a delivery would count from the record's time, which is long ago.
+		limited, cancel := context.WithTimeout(ctx, produceTimeout)
+		defer cancel()
+		if err := client.ProduceSync(limited, record).FirstErr(); err != nil {
 			return fmt.Errorf("produce letter %s to %s again; those before it are produced, and to repeat them does no harm: %w", letterName(l), record.Topic, err)
 		}
 		r.counts[replayed]++
