@@ -108,8 +108,9 @@ func (c *Cluster) node(name string) *Node {
 	return c.Nodes[name]
 }
 
-// Apply folds a node fact. It reports whether the status of any client may have changed: heartbeats alone change none. The table does not
-// depend on the order of the facts: of one kind the latest counts.
+// Apply folds a node fact. It reports whether the status of any client, or since when it has it, may have changed: heartbeats alone change
+// none, which leaves it to the caller to see that a node has joined. The table does not depend on the order of the facts: of one kind the
+// latest counts.
 func (c *Cluster) Apply(f *NodeFact) (affects bool) {
 	if f.Kind == Feed {
 		if c.Feeds == nil {
@@ -157,7 +158,9 @@ func (c *Cluster) Apply(f *NodeFact) (affects bool) {
 		n.SilentMS = max(n.SilentMS, f.ReceivedMS)
 	case NodeUnknown, Feed:
 	}
-	return gone != n.Gone() || silent != n.Silent() || before.StartedMS != n.StartedMS || before.StartedReceivedMS != n.StartedReceivedMS ||
+	// Of a node that is said to be gone or silent again, it is since when that changes.
+	return gone != n.Gone() || silent != n.Silent() || n.Gone() && before.GoneMS != n.GoneMS || n.Silent() && before.SilentMS != n.SilentMS ||
+		before.StartedMS != n.StartedMS || before.StartedReceivedMS != n.StartedReceivedMS ||
 		before.SetBackFromMS != n.SetBackFromMS || before.SetBackToMS != n.SetBackToMS
 }
 

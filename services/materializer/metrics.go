@@ -24,6 +24,7 @@ type metrics struct {
 	batchRecords  prometheus.Histogram
 	commitBytes   prometheus.Histogram
 	commitSeconds prometheus.Histogram
+	listRows      prometheus.Histogram
 }
 
 // newMetrics registers the numbers; m is asked for those that are read at a scrape.
@@ -44,11 +45,12 @@ func newMetrics(reg prometheus.Registerer, m *Materializer) (*metrics, error) {
 		sweeps:        prometheus.NewCounter(counter("sweeps_total", "Sweeps of a partition finished after a change of nodes.")),
 		reads:         histogram("read_keys", "Clients asked for in one read.", prometheus.ExponentialBuckets(1, 4, 6)),
 		batchRecords:  histogram("batch_records", "Records folded in one batch.", prometheus.ExponentialBuckets(1, 4, 8)),
+		listRows:      histogram("list_rows", "Rows looked at for one list.", prometheus.ExponentialBuckets(10, 4, 7)),
 		commitBytes:   histogram("commit_bytes", "Size of one commit to the store.", prometheus.ExponentialBuckets(256, 4, 9)),
 		commitSeconds: histogram("commit_seconds", "Time of one commit to the store.", prometheus.ExponentialBuckets(1e-5, 4, 9)),
 	}
 	for _, c := range []prometheus.Collector{
-		x.facts, x.nodeFacts, x.transitions, x.deadLetters, x.published, x.fenced, x.sweeps, x.reads, x.batchRecords, x.commitBytes, x.commitSeconds,
+		x.facts, x.nodeFacts, x.transitions, x.deadLetters, x.published, x.fenced, x.sweeps, x.reads, x.batchRecords, x.commitBytes, x.commitSeconds, x.listRows,
 		newSnapshot(m),
 	} {
 		if err := reg.Register(c); err != nil {
@@ -82,7 +84,7 @@ func (x *metrics) partition() *partitionMetrics {
 // snapshot collects what is read at a scrape.
 type snapshot struct {
 	m                              *Materializer
-	lag, outbox, ready             *prometheus.Desc
+	lag, outbox, ready, indexed    *prometheus.Desc
 	nodeLag                        *prometheus.Desc
 	disk, debt, readAmp            *prometheus.Desc
 	cacheHits, cacheMisses, walled *prometheus.Desc
@@ -97,6 +99,7 @@ func newSnapshot(m *Materializer) *snapshot {
 		lag:         desc("lag_records", "Client events that are in Kafka and not applied yet.", "partition"),
 		outbox:      desc("outbox_records", "Records that wait for publication.", "partition"),
 		ready:       desc("partition_ready", "1 once the end offset seen at the start is reached.", "partition"),
+		indexed:     desc("partition_indexed", "1 while the indexes are complete, 0 while they are being built.", "partition"),
 		nodeLag:     desc("node_lag_records", "Node events that are in Kafka and not applied yet."),
 		disk:        desc("store_disk_bytes", "Size of the store on disk."),
 		debt:        desc("store_compaction_debt_bytes", "Bytes that the store has yet to compact."),
@@ -109,7 +112,7 @@ func newSnapshot(m *Materializer) *snapshot {
 
 // Describe implements prometheus.Collector.
 func (s *snapshot) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{s.lag, s.outbox, s.ready, s.nodeLag, s.disk, s.debt, s.readAmp, s.walled, s.cacheHits, s.cacheMisses} {
+	for _, d := range []*prometheus.Desc{s.lag, s.outbox, s.ready, s.indexed, s.nodeLag, s.disk, s.debt, s.readAmp, s.walled, s.cacheHits, s.cacheMisses} {
 		ch <- d
 	}
 }
@@ -123,11 +126,8 @@ func (s *snapshot) Collect(ch chan<- prometheus.Metric) {
 		label, f := strconv.Itoa(int(id)), p.progress.read()
 		gauge(s.lag, float64(f.end-f.next), label)
 		gauge(s.outbox, float64(p.outbox.depth()), label)
-		ready := 0.0
-		if f.ready {
-			ready = 1
-		}
-		gauge(s.ready, ready, label)
+		gauge(s.ready, oneIf(f.ready), label)
+		gauge(s.indexed, oneIf(p.indexed.Load()), label)
 	}
 	ps := s.m.shared.Load()
 	if ps == nil {
@@ -135,6 +135,13 @@ func (s *snapshot) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(s.nodeLag, float64(max(ps.nodes.end.Load()-ps.nodes.table().next, 0)))
 	s.collectStore(ch, ps.store.Metrics())
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func (s *snapshot) collectStore(ch chan<- prometheus.Metric, x store.Metrics) {

@@ -144,7 +144,10 @@ func (n *nodes) apply(ctx context.Context, records []*kgo.Record) error {
 			t.clusters[f.Cluster], cloned[f.Cluster] = cloneCluster(t.clusters[f.Cluster]), true
 		}
 		n.metrics.nodeFacts.WithLabelValues(f.Kind.String()).Inc()
-		if !t.clusters[f.Cluster].Apply(&f) {
+		known := f.Kind == presence.Feed || t.clusters[f.Cluster].Nodes[f.Node] != nil
+		// A node that joins takes back that all nodes have restarted since some time. Of those that are read at the start it is not known
+		// when they joined: to take that for a change would have every start sweep all rows.
+		if joins := !known && n.isLoaded(); !t.clusters[f.Cluster].Apply(&f) && !joins {
 			continue
 		}
 		if t.affected == old.affected {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -41,12 +42,16 @@ type partition struct {
 	metrics *partitionMetrics
 
 	progress progress
+	indexed  atomic.Bool   // the indexes are what the rows say
+	repairs  chan struct{} // holds the wish that they be built anew
 
 	// What follows belongs to the goroutine of run.
 	meta    store.Meta
 	indexes *store.Indexes // set by acquire
 	folds   fold
 	sweep   sweep
+	// indexing is when the building of the indexes began, zero if they are not being built.
+	indexing time.Time
 	// historyNext: the history begins with the next fact.
 	historyNext bool
 }
@@ -67,6 +72,7 @@ func newPartition(id int32, ps *parts) *partition {
 	p := &partition{id: id, parts: ps, log: ps.log.With(service.KeyPartition, id), metrics: ps.metrics.partition()}
 	p.queue = newQueue(&p.progress, ps.fetcher.signal)
 	p.outbox = newOutbox()
+	p.repairs = make(chan struct{}, 1)
 	p.folds.init()
 	return p
 }
@@ -166,9 +172,9 @@ func (p *partition) work(ctx context.Context) error {
 	for ctx.Err() == nil {
 		table := p.parts.nodes.table()
 		p.sweep.aim(table, p.meta.SweptNode)
-		// With a sweep under way there is always something to do: a chunk of it, after whatever else is due.
-		idle := closed
-		if !p.sweep.active() {
+		// With a sweep under way, or indexes to build, there is always something to do: a chunk of it, after whatever else is due.
+		idle, index := closed, p.toIndex()
+		if !p.sweep.active() && !index {
 			idle = nil
 		}
 		var err error
@@ -185,11 +191,16 @@ func (p *partition) work(ctx context.Context) error {
 			err = p.foldBatch(ctx, records)
 		case <-checkpoints.C:
 			err = p.checkpoint(ctx)
+		case <-p.repairs:
+			err = p.indexes.Invalidate()
 		case <-table.replaced:
 		case <-idle:
 		}
 		if err == nil && p.sweep.active() {
 			err = p.sweepChunk(ctx)
+		}
+		if err == nil && index {
+			err = p.indexChunk(indexRows)
 		}
 		if err != nil {
 			return ignoreCancel(ctx, err)

@@ -80,16 +80,27 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 	if r.table == nil {
 		r.table = ps.nodes.table()
 	}
-	nodeEnd := max(ps.nodes.end.Load(), r.table.next)
-	for _, id := range slices.Sorted(maps.Keys(seen)) {
-		f := seen[id]
-		resp.Partitions = append(resp.Partitions, &presencev1.PartitionFreshness{
-			Partition: id, AppliedOffset: f.next, EndOffset: f.end, AppliedTimeMs: f.appliedMS, EndOffsetTimeMs: f.endMS,
-			NodeAppliedOffset: r.table.next, NodeEndOffset: nodeEnd, Ready: f.ready, CaughtUpTimeMs: f.caughtUpMS,
-		})
-	}
+	resp.Partitions = m.freshnessOf(seen, r.table)
 	resp.Health = healthOf(r.table.cluster(req.GetCluster()))
 	return resp, nil
+}
+
+// freshnessOf describes partitions as they were read before their rows and the node table.
+func (m *Materializer) freshnessOf(seen map[int32]freshness, table *nodeTable) []*presencev1.PartitionFreshness {
+	ps := m.shared.Load()
+	if ps == nil {
+		return nil
+	}
+	nodeEnd := max(ps.nodes.end.Load(), table.next)
+	all := make([]*presencev1.PartitionFreshness, 0, len(seen))
+	for _, id := range slices.Sorted(maps.Keys(seen)) {
+		f := seen[id]
+		all = append(all, &presencev1.PartitionFreshness{
+			Partition: id, AppliedOffset: f.next, EndOffset: f.end, AppliedTimeMs: f.appliedMS, EndOffsetTimeMs: f.endMS,
+			NodeAppliedOffset: table.next, NodeEndOffset: nodeEnd, Ready: f.ready, CaughtUpTimeMs: f.caughtUpMS,
+		})
+	}
+	return all
 }
 
 func notReached(partition int32, want, next int64) error {
@@ -130,17 +141,7 @@ func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error)
 		}
 	}
 	v := presence.Status(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS())
-	e := &presencev1.StateEntry{
-		Found: !r.row.State.Empty(), Status: v.Status.String(), Belief: v.Belief.String(), StatusReason: v.Reason.String(), SinceMs: v.SinceMS,
-		Node: v.Node, Reason: v.Close.String(), RawReason: v.Raw, Partition: p.id, ReceivedMs: r.row.ReceivedMS,
-	}
-	if c := v.Conn; c != nil {
-		e.Dialect = c.Dialect
-		e.Connection = connectionOf(c)
-	}
-	if !found {
-		return e, nil
-	}
+	e := r.describe(p, &v, found, next)
 	if r.explain && e.GetFound() {
 		// The log is read after the row: it may hold a fact more, never one less.
 		if e.Evidence, err = r.evidence(p, state); err != nil {
@@ -152,14 +153,30 @@ func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error)
 			return nil, err
 		}
 	}
+	return e, nil
+}
+
+// describe returns what r.row and a verdict on it say of a client; found is false if there is no row.
+func (r *reader) describe(p *partition, v *presence.Verdict, found bool, next int64) *presencev1.StateEntry {
+	e := &presencev1.StateEntry{
+		Found: !r.row.State.Empty(), Status: v.Status.String(), Belief: v.Belief.String(), StatusReason: v.Reason.String(), SinceMs: v.SinceMS,
+		Node: v.Node, Reason: v.Close.String(), RawReason: v.Raw, Partition: p.id, ReceivedMs: r.row.ReceivedMS,
+	}
+	if c := v.Conn; c != nil {
+		e.Dialect = c.Dialect
+		e.Connection = connectionOf(c)
+	}
+	if !found {
+		return e
+	}
 	l := &r.row.Last
 	e.TransitionTimeMs, e.PreviousStatus, e.EventOffset, e.NodeEventOffset = l.TimeMS, l.Previous.String(), l.Version.Event, l.Version.Node
-	if changes(l, &v) {
+	if changes(l, v) {
 		// A sweep is on its way to this row: the transition that it will publish.
 		e.TransitionTimeMs, e.PreviousStatus = r.table.touched[r.cluster].timeMS, l.Status.String()
 		e.EventOffset, e.NodeEventOffset = max(next-1, r.row.Latest.Event), r.table.next-1
 	}
-	return e, nil
+	return e
 }
 
 func connectionOf(c *presence.Connection) *presencev1.Connection {

@@ -1,6 +1,7 @@
 package materializer
 
 import (
+	"bytes"
 	"context"
 	"maps"
 	"slices"
@@ -101,6 +102,12 @@ func (p *partition) versionNow(r *store.Row, table *nodeTable) store.Version {
 // clientOf returns the client ID of a key.
 func clientOf(cluster string, key []byte) string { return string(key[len(cluster)+1:]) }
 
+// clusterOf returns the cluster of a key.
+func clusterOf(key []byte) string {
+	cluster, _, _ := bytes.Cut(key, []byte{'/'})
+	return string(cluster)
+}
+
 // checkpoint puts the records of all dirty clients into the outbox, and after them the checkpoint: all states up to the next offset are
 // published. It does nothing if the offset has not moved since.
 func (p *partition) checkpoint(ctx context.Context) error {
@@ -158,7 +165,7 @@ func (p *partition) clean(b *store.Batch, table *nodeTable, client []byte) error
 	}
 	var r store.Row
 	state, err := r.Decode(value)
-	if err != nil {
+	if err != nil || r.State.Empty() {
 		return err
 	}
 	indexed := r.Indexed()

@@ -292,11 +292,7 @@ func (n *counters) compare(key []byte, entries int64) error {
 		return fmt.Errorf("scan the store: %w", err)
 	}
 	n.check.Counters++
-	decode := decodeCount
-	if key[0] == kindUsernameCount {
-		decode = decodeSum
-	}
-	if count, err := decode(value); err != nil || count != entries {
+	if count, err := decodeCount(value); err != nil || count != entries {
 		n.check.differ("%s is %d, there are %d entries", describe(key), count, entries)
 	}
 	return nil

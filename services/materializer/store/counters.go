@@ -4,37 +4,51 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+
+	"github.com/cockroachdb/pebble/v2"
 )
 
-// countMerge adds up the changes of a counter. A counter of zero is not there.
-type countMerge struct {
-	sum int64
-	buf [binary.MaxVarintLen64]byte
-}
+// maxUsernames is how many counters by username a partition keeps in memory, so as not to read them before it changes them.
+const maxUsernames = 4 << 10
 
-// MergeNewer implements pebble.ValueMerger.
-func (m *countMerge) MergeNewer(value []byte) error {
-	v, n := binary.Varint(value)
-	if n <= 0 || n != len(value) {
-		return fmt.Errorf("%w: counter of %d bytes", ErrCorrupt, len(value))
+// count returns a counter, by its key. Places are few, and known; a username may be of one client, and have been of thousands.
+func (x *Indexes) count(key string) (int64, error) {
+	if key[0] == kindPlaceCount {
+		return x.places[key], nil
 	}
-	m.sum += v
-	return nil
+	if n, ok := x.usernames[key]; ok || x.blank {
+		return n, nil
+	}
+	value, closer, err := x.store.db.Get([]byte(key))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read a counter of partition %d: %w", x.partition, err)
+	}
+	n, err := decodeCount(value)
+	return n, errors.Join(err, closer.Close())
 }
 
-// MergeOlder implements pebble.ValueMerger.
-func (m *countMerge) MergeOlder(value []byte) error { return m.MergeNewer(value) }
-
-// Finish implements pebble.ValueMerger.
-func (m *countMerge) Finish(bool) ([]byte, io.Closer, error) {
-	return binary.AppendVarint(m.buf[:0], m.sum), nil, nil
+// counted notes what a counter is in the store now.
+func (x *Indexes) counted(key string, n int64) {
+	counters := x.places
+	if key[0] == kindUsernameCount {
+		if counters = x.usernames; len(counters) >= maxUsernames {
+			clear(counters)
+		}
+	}
+	if counters[key] = n; n == 0 {
+		delete(counters, key)
+	}
 }
 
-// DeletableFinish implements pebble.DeletableValueMerger. Changes that add up to nothing can go, whatever older ones there are.
-func (m *countMerge) DeletableFinish(includesBase bool) (value []byte, remove bool, closer io.Closer, err error) {
-	value, closer, err = m.Finish(includesBase)
-	return value, m.sum == 0, closer, err
+func decodeCount(value []byte) (int64, error) {
+	v, n := binary.Uvarint(value)
+	if n <= 0 || n != len(value) {
+		return 0, fmt.Errorf("%w: counter of %d bytes", ErrCorrupt, len(value))
+	}
+	return int64(v), nil
 }
 
 // PlaceCount is the number of clients of a cluster that have a standing and whose current or last connection is of a node.
@@ -65,16 +79,10 @@ func (v *View) Places(partition int32, cluster string, fn func(PlaceCount) error
 func (v *View) UsernameCount(partition int32, cluster, username string) (n int64, err error) {
 	v.key = appendUsername(v.key[:0], kindUsernameCount, partition, []byte(cluster+"/"), username)
 	_, err = v.get(v.key, func(value []byte) (err error) {
-		n, err = decodeSum(value)
+		n, err = decodeCount(value)
 		return err
 	})
 	return n, err
-}
-
-func decodeSum(value []byte) (int64, error) {
-	var m countMerge
-	err := m.MergeNewer(value)
-	return m.sum, err
 }
 
 // Usernames calls fn for every username of a cluster in the given partitions, ascending, beginning after the given one (nil: at the first),
@@ -99,7 +107,7 @@ func (v *View) Usernames(partitions []int32, cluster string, after *string, fn f
 		name := string(h.heap[0].id())
 		var sum int64
 		for len(h.heap) > 0 && string(h.heap[0].id()) == name {
-			n, err := decodeSum(h.heap[0].value())
+			n, err := decodeCount(h.heap[0].value())
 			if err != nil {
 				return err
 			}
@@ -110,9 +118,6 @@ func (v *View) Usernames(partitions []int32, cluster string, after *string, fn f
 		}
 		if textSize([]byte(name)) != len(name) {
 			return fmt.Errorf("%w: counter of username %x", ErrCorrupt, name)
-		}
-		if sum == 0 {
-			continue
 		}
 		if more, err := fn(text([]byte(name)), sum); err != nil || !more {
 			return err

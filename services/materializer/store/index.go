@@ -48,9 +48,7 @@ func (r *Row) Indexed() Indexed {
 	if l.Reason == presence.NeverSeen {
 		x.Standing, x.SinceMS = NeverSeen, 0
 	}
-	if i := r.nodeOf(l); i >= 0 {
-		x.Username = r.State.Nodes[i].Conn.Username
-	}
+	x.Username = r.Username(l.Node, l.Key)
 	return x
 }
 
@@ -64,14 +62,16 @@ type Indexes struct {
 	partition int32
 	valid     bool
 	building  bool
+	blank     bool             // the batch removes all that was there before it
 	after     []byte           // while they are built: rows up to this client are in them
-	places    map[string]int64 // counters by place, as in the store; the key is the counter's
+	places    map[string]int64 // all counters by place, as in the store; the key is the counter's
+	usernames map[string]int64 // some of the counters by username, the same
 	changes   indexChanges     // of the batch, or of the next one
 }
 
 // Indexes returns what maintains the indexes of a partition, from where the store left them.
 func (s *Store) Indexes(partition int32) (*Indexes, error) {
-	x := &Indexes{store: s, partition: partition, places: map[string]int64{}}
+	x := &Indexes{store: s, partition: partition, places: map[string]int64{}, usernames: map[string]int64{}}
 	version, found, err := s.uvarint(appendPrefix(nil, kindIndexed, partition), "the version of the indexes", partition)
 	if err != nil || !found || version != indexVersion {
 		return x, err
@@ -83,14 +83,6 @@ func (s *Store) Indexes(partition int32) (*Indexes, error) {
 		x.places[string(key)] = n
 		return true, err
 	})
-}
-
-func decodeCount(value []byte) (int64, error) {
-	v, n := binary.Uvarint(value)
-	if n <= 0 || n != len(value) {
-		return 0, fmt.Errorf("%w: counter of %d bytes", ErrCorrupt, len(value))
-	}
-	return int64(v), nil
 }
 
 // NewBatch returns an empty batch that may write rows. It must be committed or closed.
@@ -128,6 +120,7 @@ type entryChange struct {
 type countChange struct {
 	key   string
 	delta int64
+	value int64 // after the batch
 }
 
 func (c *indexChanges) reset(x *Indexes) {
@@ -227,26 +220,21 @@ func (b *Batch) writeIndexes() {
 		}
 	}
 	slices.SortFunc(c.counts, func(p, q countChange) int { return cmp.Compare(p.key, q.key) })
-	for _, n := range c.counts {
+	for i := range c.counts {
+		n := &c.counts[i]
 		if n.delta == 0 {
 			continue
 		}
-		key := append(b.key[:0], n.key...)
-		b.key = key
-		if key[0] == kindUsernameCount {
-			b.value = binary.AppendVarint(b.value[:0], n.delta)
-			b.fail(b.b.Merge(key, b.value, nil))
+		was, err := c.of.count(n.key)
+		b.fail(err)
+		n.value = was + n.delta
+		c.wrong = c.wrong || n.value < 0
+		if b.key = append(b.key[:0], n.key...); n.value <= 0 {
+			b.fail(b.b.Delete(b.key, nil))
 			continue
 		}
-		// A partition has few places, which are changed by most batches: their values are known, and replaced as they are.
-		sum := c.of.places[n.key] + n.delta
-		if sum <= 0 {
-			b.fail(b.b.Delete(key, nil))
-			c.wrong = c.wrong || sum < 0
-			continue
-		}
-		b.value = binary.AppendUvarint(b.value[:0], uint64(sum))
-		b.fail(b.b.Set(key, b.value, nil))
+		b.value = binary.AppendUvarint(b.value[:0], uint64(n.value))
+		b.fail(b.b.Set(b.key, b.value, nil))
 	}
 	if c.wrong {
 		// Fewer than none: the counters were not what the rows said. They are counted again.
@@ -266,12 +254,9 @@ func (b *Batch) indexesWritten() {
 	if c == nil {
 		return
 	}
-	for _, n := range c.counts {
-		if n.key[0] != kindPlaceCount {
-			continue
-		}
-		if c.of.places[n.key] += n.delta; c.of.places[n.key] == 0 {
-			delete(c.of.places, n.key)
+	for i := range c.counts {
+		if n := &c.counts[i]; n.delta != 0 {
+			c.of.counted(n.key, max(n.value, 0))
 		}
 	}
 	if c.wrong {
@@ -293,8 +278,9 @@ func (x *Indexes) Build(limit int, see func(client []byte, r *Row) bool) error {
 				b.fail(b.b.DeleteRange(appendPrefix(nil, kind, x.partition), appendPrefixEnd(nil, kind, x.partition), nil))
 			}
 		}
-		x.after = nil
+		x.after, x.blank = nil, true
 		clear(x.places)
+		clear(x.usernames)
 	}
 	lower := appendPrefix(nil, kindClient, x.partition)
 	if x.after != nil {
@@ -330,6 +316,7 @@ func (x *Indexes) Build(limit int, see func(client []byte, r *Row) bool) error {
 	if err := b.Commit(); err != nil {
 		return err
 	}
+	x.blank = false
 	if x.valid, x.building = done, !done; x.building {
 		x.after = last
 	}

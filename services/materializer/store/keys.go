@@ -28,7 +28,7 @@ import (
 //	since      0x41 | partition (2) | cluster "/" status (1) since (8) client ID            empty: index by the time that the status began
 //	usernames  0x42 | partition (2) | cluster "/" text(username) client ID                  empty: index by username, without the empty one
 //	place n    0x70 | partition (2) | cluster "/" status (1) text(node)                     uvarint: entries of the index with that beginning
-//	username n 0x71 | partition (2) | cluster "/" text(username)                            varint, merged by addition: the same
+//	username n 0x71 | partition (2) | cluster "/" text(username)                            uvarint: the same
 //
 // Reserved: 0x20 to 0x3f for sessions, 0x43 to 0x6f for more indexes, 0x72 to 0x7f for more counters.
 const (

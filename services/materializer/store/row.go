@@ -95,6 +95,16 @@ func (r *Row) Append(dst, state []byte) []byte {
 	return append(dst, state...)
 }
 
+// Username returns the username of a connection, empty if the state does not know the connection.
+func (r *Row) Username(node, key string) string {
+	for i := range r.State.Nodes {
+		if n := &r.State.Nodes[i]; n.Node == node && n.Conn.Key == key {
+			return n.Conn.Username
+		}
+	}
+	return ""
+}
+
 // nodeOf returns the index of the state's node whose connection the transition names, -1 if there is none.
 func (r *Row) nodeOf(l *Transition) int {
 	for i := range r.State.Nodes {
