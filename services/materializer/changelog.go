@@ -48,6 +48,10 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 	if err := m.settle(b); err != nil {
 		return closeBatch(b, err)
 	}
+	if m.checkpoint > p.meta.Next {
+		// From here on the clock goes by the facts that come; others have it from those before.
+		p.meta.ClockMS, p.meta.AheadMS = max(p.meta.ClockMS, m.clockMS), 0
+	}
 	if p.meta.Next = max(p.meta.Next, m.checkpoint); p.meta.Next == 0 {
 		p.meta.Next = first
 	}
@@ -113,6 +117,7 @@ type merge struct {
 	p          *partition
 	found      bool  // there are rows that were folded here
 	checkpoint int64 // largest checkpoint seen
+	clockMS    int64 // the partition's clock at it
 	replaced   int
 	// unpublished is the outbox by key, newest the newest record of the topic of each of its clients.
 	unpublished map[string][]unpublished
@@ -127,18 +132,37 @@ type unpublished struct {
 	version store.Version
 }
 
+// record is the newest record of a client: its state, or a tombstone.
 type record struct {
-	state *eventlog.ClientState
-	value []byte
+	state     *eventlog.ClientState // nil for a tombstone
+	tombstone eventlog.Tombstone
+	version   store.Version
+	value     []byte
+}
+
+// decode reads a record of a client or a checkpoint; it reports false for a tombstone that does not say what it removes.
+func (d *record) decode(r *kgo.Record) (ok bool, err error) {
+	*d = record{value: r.Value}
+	if len(r.Value) == 0 {
+		ok, err := eventlog.DecodeTombstone(r, &d.tombstone)
+		d.version = store.Version{Event: d.tombstone.EventOffset, Node: d.tombstone.NodeEventOffset}
+		return ok, err
+	}
+	d.state = new(eventlog.ClientState)
+	if err := eventlog.DecodeClientState(r, d.state); err != nil {
+		return false, err
+	}
+	d.version = versionOf(d.state)
+	return true, nil
 }
 
 func (m *merge) loadUnpublished() error {
 	return m.p.parts.store.Outbox(m.p.id, func(e store.Entry) error {
-		var s eventlog.ClientState
-		if err := eventlog.DecodeClientState(recordOf(&e.Message, m.p.id), &s); err != nil {
+		var d record
+		if ok, err := d.decode(recordOf(&e.Message, m.p.id)); err != nil || !ok {
 			return fmt.Errorf("read entry %d of the outbox of partition %d: %w", e.Seq, m.p.id, err)
 		}
-		m.unpublished[string(e.Key)] = append(m.unpublished[string(e.Key)], unpublished{Entry: e, version: versionOf(&s)})
+		m.unpublished[string(e.Key)] = append(m.unpublished[string(e.Key)], unpublished{Entry: e, version: d.version})
 		return nil
 	})
 }
@@ -148,10 +172,10 @@ func (m *merge) loadUnpublished() error {
 func (m *merge) settle(b *store.Batch) error {
 	for key, n := range m.newest {
 		entries := m.unpublished[key]
-		own := slices.IndexFunc(entries, func(u unpublished) bool { return bytes.Equal(u.Value, n.value) })
+		own := slices.IndexFunc(entries, func(u unpublished) bool { return u.version == n.version && bytes.Equal(u.Value, n.value) })
 		if own < 0 {
 			own = len(entries) - 1
-			if err := m.replace(b, []byte(key), n.state, true); err != nil {
+			if err := m.replace(b, []byte(key), &n, true); err != nil {
 				return err
 			}
 		}
@@ -222,24 +246,29 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 	latest := map[string]record{}
 	var poison []*eventlog.DeadLetter
 	for _, r := range records {
-		if r.Attrs.IsControl() || r.Value == nil {
+		if r.Attrs.IsControl() {
 			continue
 		}
-		s := new(eventlog.ClientState)
-		if err := eventlog.DecodeClientState(r, s); err != nil {
+		var d record
+		if ok, err := d.decode(r); err != nil {
 			poison = append(poison, poisonOf(r, reasonBadRecord, err.Error()))
 			continue
+		} else if !ok {
+			continue
 		}
-		if s.Checkpoint {
-			m.checkpoint = max(m.checkpoint, s.EventOffset)
+		if d.state != nil && d.state.Checkpoint {
+			if d.state.EventOffset >= m.checkpoint {
+				m.checkpoint, m.clockMS = d.state.EventOffset, d.state.ClockMS
+			}
 			continue
 		}
 		to := latest
 		if m.unpublished[string(r.Key)] != nil {
 			to = m.newest
 		}
-		if old, ok := to[string(r.Key)]; !ok || versionOf(old.state).Less(versionOf(s)) {
-			to[string(r.Key)] = record{state: s, value: r.Value}
+		// A transition and the tombstone that follows it have one version: the later record counts.
+		if old, ok := to[string(r.Key)]; !ok || !d.version.Less(old.version) {
+			to[string(r.Key)] = d
 		}
 	}
 	if err := m.p.parts.dead.send(ctx, poison); err != nil {
@@ -247,7 +276,7 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 	}
 	b := m.p.indexes.NewBatch()
 	for key, n := range latest {
-		if err := m.replace(b, []byte(key), n.state, false); err != nil {
+		if err := m.replace(b, []byte(key), &n, false); err != nil {
 			return closeBatch(b, err)
 		}
 	}
@@ -258,49 +287,94 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 	return b.Commit()
 }
 
-// replace writes the row of a record, if it is newer than the one in the store or if it is to win anyway.
-func (m *merge) replace(b *store.Batch, key []byte, s *eventlog.ClientState, wins bool) error {
+// replace brings the row of a client to what a record says, if that is newer than the row in the store or if it is to win anyway.
+func (m *merge) replace(b *store.Batch, key []byte, n *record, wins bool) error {
 	value, found, err := m.p.parts.store.AppendRow(m.value[:0], m.p.id, key)
 	m.value = value
 	if err != nil {
 		return err
 	}
-	version := versionOf(s)
 	var indexed store.Indexed
 	if found {
 		if _, err := m.row.Decode(value); err != nil {
 			return err
 		}
 		indexed = m.row.Indexed()
-		if !wins && !m.row.Latest.Less(version) {
+		if !wins && !m.row.Latest.Less(n.version) {
 			return nil
 		}
-		if m.row.Dirty {
-			b.ClearDirty(key)
-		}
 	}
-	state, err := presence.DecodeState(s.State)
+	row, err := m.rowOf(n, found)
 	if err != nil {
 		return fmt.Errorf("restore client of %s partition %d: %w", eventlog.TopicClientState, m.p.id, err)
 	}
-	row := store.Row{
-		State: state, Latest: version, ReceivedMS: latestReceived(&state),
+	switch {
+	case found && (n.state == nil || row.State.ForgottenMS > m.row.State.ForgottenMS):
+		// What is kept of the client beside the row goes too.
+		b.DeleteRow(key, indexed)
+		indexed = store.Indexed{}
+	case found:
+		if m.row.Dirty {
+			b.ClearDirty(key)
+		}
+		m.logReplaced(b, key, n, &row)
+	}
+	if n.state != nil || n.tombstone.Reason == eventlog.RemovedForgotten {
+		m.state = row.State.Append(m.state[:0])
+		b.PutRow(key, indexed, &row, m.state)
+	}
+	m.replaced++
+	if m.found {
+		m.p.meta.Next, m.p.meta.SweptNode = min(m.p.meta.Next, n.version.Event+1), -1
+	}
+	m.p.meta.AppliedMS = max(m.p.meta.AppliedMS, row.ReceivedMS)
+	return nil
+}
+
+// rowOf returns the row that a record stands for; found is true if m.row is the one before.
+func (m *merge) rowOf(n *record, found bool) (row store.Row, err error) {
+	if n.state == nil {
+		t := &n.tombstone
+		row = store.Row{State: presence.State{ForgottenMS: t.AsOfMS}, Latest: n.version, ReceivedMS: t.TimeMS, Last: store.Transition{Version: n.version}}
+		v := presence.Status(&presence.State{}, m.p.parts.nodes.table().cluster(t.Cluster), m.p.allowanceMS())
+		row.Last.Status, row.Last.Belief, row.Last.Reason = v.Status, v.Belief, v.Reason
+		return row, nil
+	}
+	s := n.state
+	state, err := presence.DecodeState(s.State)
+	if err != nil {
+		return row, err
+	}
+	row = store.Row{
+		State: state, Latest: n.version, ReceivedMS: latestReceived(&state),
 		Last: store.Transition{
 			Status: s.Status, Belief: s.Belief, Previous: s.PreviousStatus, Reason: s.StatusReason, SinceMS: s.SinceMS,
-			Node: s.Node, Key: s.Connection, TimeMS: s.TimeMS, Version: version,
+			Node: s.Node, Key: s.Connection, TimeMS: s.TimeMS, Version: n.version,
 		},
 	}
 	if found && !s.Transition && m.row.Last.Status == s.Status && m.row.Last.Node == s.Node && m.row.Last.Key == s.Connection {
 		row.Last.Version = m.row.Last.Version
 	}
-	m.state = state.Append(m.state[:0])
-	b.PutRow(key, indexed, &row, m.state)
-	m.replaced++
-	if m.found {
-		m.p.meta.Next, m.p.meta.SweptNode = min(m.p.meta.Next, version.Event+1), -1
+	return row, nil
+}
+
+// logReplaced logs the connections that a row had and the one that replaces it does not have.
+func (m *merge) logReplaced(b *store.Batch, key []byte, n *record, row *store.Row) {
+	if m.p.parts.cfg.SessionsPerClient == 0 {
+		return
 	}
-	m.p.meta.AppliedMS = max(m.p.meta.AppliedMS, row.ReceivedMS)
-	return nil
+	var log []byte
+	table, old := m.p.parts.nodes.table(), &m.row.State
+	for i := range old.Nodes {
+		x := &old.Nodes[i]
+		if x.Known && !holds(&row.State, x.Node, &x.Conn) && x.Conn.OpenedMS > row.State.ForgottenMS {
+			s := sessionOf(old, i, table.cluster(n.state.Cluster), m.p.allowanceMS())
+			log = store.AppendSession(log, &s)
+		}
+	}
+	if len(log) > 0 {
+		b.AddSessions(key, log)
+	}
 }
 
 // latestReceived is the largest received time that a state tells of.

@@ -13,6 +13,9 @@ import (
 func (f *fold) log(i int) {
 	pf := &f.facts[i]
 	e := &f.entries[pf.entry]
+	if pf.Outcome == presence.TooOld && isForgotten(&pf.Fact, &e.row.State) {
+		return
+	}
 	if pf.Fact.Kind == presence.Forgotten && pf.Outcome == presence.Applied {
 		// Everything before is to be forgotten, also what the log says of it.
 		e.first, e.logged, e.forgotten = 0, 0, true

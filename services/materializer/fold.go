@@ -56,6 +56,8 @@ type entry struct {
 	first, last, logged int
 	forgotten           bool // what was logged before them is to go
 
+	expired bool // the row was gone, and what followed was folded onto nothing
+
 	firstSession, lastSession int // 1 + the indexes of the client's first and last sessionRef, 0 for none
 }
 
@@ -99,6 +101,7 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 	}
 	table := p.parts.nodes.table()
 	for i := range f.facts {
+		tick(&p.meta, f.facts[i].Fact.ReceivedMS)
 		p.apply(&f.facts[i], table)
 		f.log(i)
 	}
@@ -217,11 +220,19 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 		pf.Outcome, pf.Restored = presence.Duplicate, true
 		return
 	}
+	if p.tooOld(f) {
+		counts[presence.TooOld].Inc()
+		pf.Outcome = presence.TooOld
+		return
+	}
+	if (!e.row.State.Empty() || e.row.State.ForgottenMS != 0) && p.gone(&e.row) {
+		p.expire(e, f, pf.Offset, table)
+	}
 	if f.ReceivedMS > e.row.ReceivedMS {
 		e.row.ReceivedMS, e.touched = f.ReceivedMS, true
 	}
 	cluster := table.cluster(f.Cluster)
-	if !e.found && !e.transition && e.row.Last.Version == noVersion {
+	if (!e.found || e.expired) && !e.transition && e.row.Last.Version == noVersion {
 		// What was said of the client so far, without a record: that it was never seen.
 		v := presence.Status(&presence.State{}, cluster, p.allowanceMS())
 		e.row.Last.Status, e.row.Last.Belief, e.row.Last.Reason = v.Status, v.Belief, v.Reason
@@ -236,11 +247,14 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 	}
 	counts[pf.Outcome].Inc()
 	v := presence.Status(&e.row.State, cluster, p.allowanceMS())
+	version := store.Version{Event: pf.Offset, Node: table.next - 1}
+	if f.Kind == presence.Forgotten && pf.Outcome == presence.Applied {
+		defer p.buryForgotten(e, f, version)
+	}
 	if !changes(&e.row.Last, &v) {
 		amend(&e.row.Last, &v)
 		return
 	}
-	version := store.Version{Event: pf.Offset, Node: table.next - 1}
 	state := p.encodeState(&e.row.State)
 	p.transit(&e.row, &v, version, eventTime(f), f.Cluster, f.ClientID, state)
 	e.published, e.transition = state, true
@@ -322,7 +336,14 @@ func (p *partition) put(s *eventlog.ClientState) {
 // writeRow writes an entry's row if the batch changed it.
 func (p *partition) writeRow(b *store.Batch, e *entry) {
 	state := p.encodeState(&e.row.State)
-	changed := !bytes.Equal(state, e.before)
+	if e.expired && e.row.State.Empty() && e.row.State.ForgottenMS == 0 {
+		if e.found {
+			b.DeleteRow([]byte(e.key), e.indexed)
+		}
+		e.logged, e.firstSession, e.forgotten = 0, 0, false
+		return
+	}
+	changed := !bytes.Equal(state, e.before) || e.expired
 	if !e.found && !changed && !e.transition {
 		e.logged, e.firstSession = 0, 0 // there is no row, so there is no log
 		return

@@ -20,6 +20,7 @@ import (
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
 const patience = 20 * time.Second
@@ -109,6 +110,10 @@ func (l *log) states() []eventlog.ClientState {
 	bytesOf := map[string]string{}
 	checkpoints := map[int32]int64{}
 	for _, r := range l.read(eventlog.TopicClientState) {
+		if r.Value == nil {
+			l.buried(r, latest)
+			continue
+		}
 		var s eventlog.ClientState
 		if err := eventlog.DecodeClientState(r, &s); err != nil {
 			l.t.Fatalf("decode client state: %v", err)
@@ -148,6 +153,20 @@ func (l *log) states() []eventlog.ClientState {
 		out = append(out, s)
 	}
 	return out
+}
+
+// buried checks a tombstone: it is no older than the record before, and what follows begins anew.
+func (l *log) buried(r *kgo.Record, latest map[string]eventlog.ClientState) {
+	l.t.Helper()
+	var d eventlog.Tombstone
+	if ok, err := eventlog.DecodeTombstone(r, &d); !ok || err != nil {
+		l.t.Fatalf("decode tombstone of %s: %v, %v", r.Key, ok, err)
+	}
+	v := store.Version{Event: d.EventOffset, Node: d.NodeEventOffset}
+	if old, ok := latest[string(r.Key)]; ok && v.Less(versionOf(&old)) {
+		l.t.Errorf("client %s: tombstone %v after %v", d.ClientID, v, versionOf(&old))
+	}
+	delete(latest, string(r.Key))
 }
 
 // transitions returns the statuses of a client's transitions.

@@ -20,6 +20,7 @@ type metrics struct {
 	published     prometheus.Counter
 	fenced        prometheus.Counter
 	sweeps        prometheus.Counter
+	expired       prometheus.Counter
 	reads         prometheus.Histogram
 	batchRecords  prometheus.Histogram
 	commitBytes   prometheus.Histogram
@@ -43,6 +44,7 @@ func newMetrics(reg prometheus.Registerer, m *Materializer) (*metrics, error) {
 		published:     prometheus.NewCounter(counter("published_total", "Records committed to client-state.")),
 		fenced:        prometheus.NewCounter(counter("fenced_total", "Times that a publisher was fenced.")),
 		sweeps:        prometheus.NewCounter(counter("sweeps_total", "Sweeps of a partition finished after a change of nodes.")),
+		expired:       prometheus.NewCounter(counter("expired_total", "Clients of which nothing was heard for so long that they were removed.")),
 		reads:         histogram("read_keys", "Clients asked for in one read.", prometheus.ExponentialBuckets(1, 4, 6)),
 		batchRecords:  histogram("batch_records", "Records folded in one batch.", prometheus.ExponentialBuckets(1, 4, 8)),
 		listRows:      histogram("list_rows", "Rows looked at for one list.", prometheus.ExponentialBuckets(10, 4, 7)),
@@ -50,7 +52,7 @@ func newMetrics(reg prometheus.Registerer, m *Materializer) (*metrics, error) {
 		commitSeconds: histogram("commit_seconds", "Time of one commit to the store.", prometheus.ExponentialBuckets(1e-5, 4, 9)),
 	}
 	for _, c := range []prometheus.Collector{
-		x.facts, x.nodeFacts, x.transitions, x.deadLetters, x.published, x.fenced, x.sweeps, x.reads, x.batchRecords, x.commitBytes, x.commitSeconds, x.listRows,
+		x.facts, x.nodeFacts, x.transitions, x.deadLetters, x.published, x.fenced, x.sweeps, x.expired, x.reads, x.batchRecords, x.commitBytes, x.commitSeconds, x.listRows,
 		newSnapshot(m),
 	} {
 		if err := reg.Register(c); err != nil {

@@ -52,6 +52,7 @@ type partition struct {
 	sweep   sweep
 	// indexing is when the building of the indexes began, zero if they are not being built.
 	indexing time.Time
+	expiry   expiry
 	// historyNext: the history begins with the next fact.
 	historyNext bool
 }
@@ -173,8 +174,9 @@ func (p *partition) work(ctx context.Context) error {
 		table := p.parts.nodes.table()
 		p.sweep.aim(table, p.meta.SweptNode)
 		// With a sweep under way, or indexes to build, there is always something to do: a chunk of it, after whatever else is due.
+		p.aimExpiry()
 		idle, index := closed, p.toIndex()
-		if !p.sweep.active() && !index {
+		if !p.sweep.active() && !p.expiry.active && !index {
 			idle = nil
 		}
 		var err error
@@ -198,6 +200,9 @@ func (p *partition) work(ctx context.Context) error {
 		}
 		if err == nil && p.sweep.active() {
 			err = p.sweepChunk(ctx)
+		}
+		if err == nil && p.expiry.active {
+			err = p.expiryChunk(ctx)
 		}
 		if err == nil && index {
 			err = p.indexChunk(indexRows)

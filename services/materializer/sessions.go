@@ -188,23 +188,26 @@ func (f *fold) link(e *entry, begin int) {
 // writeSessions joins what the batch logged of a client's connections to its log.
 func (p *partition) writeSessions(b *store.Batch, e *entry) error {
 	limit := p.parts.cfg.SessionsPerClient
-	if e.firstSession == 0 || limit == 0 {
+	if e.firstSession == 0 && !e.forgotten {
 		return nil
 	}
 	f := &p.folds
+	f.key = append(f.key[:0], e.key...)
 	log, n := f.logged[:0], 0
 	for i := e.firstSession; i != 0; i = f.sessionRefs[i-1].next {
 		log = append(log, f.sessions[f.sessionRefs[i-1].begin:f.sessionRefs[i-1].end]...)
 		n++
 	}
 	f.logged = log
+	if e.forgotten {
+		return p.forgetSessions(b, e, log)
+	}
 	if n > limit {
 		var err error
 		if log, err = store.JoinSessions(log, limit); err != nil {
 			return err
 		}
 	}
-	f.key = append(f.key[:0], e.key...)
 	b.AddSessions(f.key, log)
 	return nil
 }

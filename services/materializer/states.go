@@ -166,7 +166,8 @@ func (r *reader) describe(p *partition, v *presence.Verdict, found bool, next in
 		e.Dialect = c.Dialect
 		e.Connection = connectionOf(c)
 	}
-	if !found {
+	if !found || r.row.State.Empty() {
+		e.ReceivedMs = 0 // a marker tells nobody that the client was there
 		return e
 	}
 	l := &r.row.Last

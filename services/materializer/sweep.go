@@ -72,6 +72,9 @@ func (p *partition) sweepRow(b *store.Batch, table *nodeTable, cluster string, c
 	if err != nil {
 		return err
 	}
+	if r.State.Empty() {
+		return nil // a marker: nothing is said of a client that was forgotten
+	}
 	indexed := r.Indexed()
 	v := presence.Status(&r.State, table.cluster(cluster), p.allowanceMS())
 	if !changes(&r.Last, &v) {
@@ -99,14 +102,14 @@ func (p *partition) versionNow(r *store.Row, table *nodeTable) store.Version {
 	return store.Version{Event: max(p.meta.Next-1, r.Latest.Event), Node: table.next - 1}
 }
 
-// clientOf returns the client ID of a key.
-func clientOf(cluster string, key []byte) string { return string(key[len(cluster)+1:]) }
-
 // clusterOf returns the cluster of a key.
 func clusterOf(key []byte) string {
 	cluster, _, _ := bytes.Cut(key, []byte{'/'})
 	return string(cluster)
 }
+
+// clientOf returns the client ID of a key.
+func clientOf(cluster string, key []byte) string { return string(key[len(cluster)+1:]) }
 
 // checkpoint puts the records of all dirty clients into the outbox, and after them the checkpoint: all states up to the next offset are
 // published. It does nothing if the offset has not moved since.
@@ -144,7 +147,7 @@ func (p *partition) cleanChunk(table *nodeTable) (more bool, err error) {
 	}
 	if more = n > sweepRows; !more {
 		p.meta.Checkpoint = p.meta.Next
-		p.put(&eventlog.ClientState{Checkpoint: true, TimeMS: p.meta.AppliedMS, EventOffset: p.meta.Next, NodeEventOffset: table.next - 1})
+		p.put(&eventlog.ClientState{Checkpoint: true, TimeMS: p.meta.AppliedMS, EventOffset: p.meta.Next, NodeEventOffset: table.next - 1, ClockMS: p.meta.ClockMS})
 	}
 	return more, p.commit(b, p.folds.out)
 }

@@ -44,6 +44,15 @@ func (b *Batch) PutRow(client []byte, old Indexed, r *Row, state []byte) {
 	b.value = r.Append(b.value[:0], state)
 	b.set(appendClient(b.key[:0], kindClient, b.partition, client), b.value)
 	b.index(client, old, r.Indexed())
+	if r.State.Empty() {
+		b.set(appendClient(b.key[:0], kindMarker, b.partition, client), nil)
+	}
+}
+
+// ClearMarker takes back the note, which PutRow makes, that a row says only that its client was forgotten.
+func (b *Batch) ClearMarker(client []byte) {
+	b.key = appendClient(b.key[:0], kindMarker, b.partition, client)
+	b.fail(b.b.Delete(b.key, nil))
 }
 
 // DeleteRow removes a client's row and all that goes with it: entries of indexes, its part in counters, its log, its history, the notes

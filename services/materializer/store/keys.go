@@ -217,14 +217,20 @@ type Meta struct {
 	AppliedMS  int64 // largest received time of a folded fact
 	SweptNode  int64 // every row shows the node facts up to this node-events offset; -1 for none
 	Checkpoint int64 // offset of the latest checkpoint put into the outbox
+	ClockMS    int64 // by which facts and clients expire: see the materializer's tick
+	AheadMS    int64 // received time that the clock has not followed yet; 0 if there is none
 }
 
-// The value is format(1) uvarint(next) uvarint(applied) uvarint(swept + 1) uvarint(checkpoint).
-const metaFormat = 1
+// The value is format(1) uvarint(next) uvarint(applied) uvarint(swept + 1) uvarint(checkpoint) uvarint(clock) uvarint(ahead). Format 1 had no
+// clock.
+const (
+	metaFormat          = 2
+	metaFormatClockless = 1
+)
 
 func (m *Meta) append(dst []byte) []byte {
 	dst = append(dst, metaFormat)
-	for _, v := range []int64{m.Next, m.AppliedMS, m.SweptNode + 1, m.Checkpoint} {
+	for _, v := range []int64{m.Next, m.AppliedMS, m.SweptNode + 1, m.Checkpoint, m.ClockMS, m.AheadMS} {
 		dst = binary.AppendUvarint(dst, uint64(v))
 	}
 	return dst
@@ -232,10 +238,15 @@ func (m *Meta) append(dst []byte) []byte {
 
 func (m *Meta) decode(b []byte) error {
 	r := reader{b: b}
-	if f := r.byte(); f != metaFormat {
+	fields := []*int64{&m.Next, &m.AppliedMS, &m.SweptNode, &m.Checkpoint, &m.ClockMS, &m.AheadMS}
+	switch f := r.byte(); f {
+	case metaFormat:
+	case metaFormatClockless:
+		fields = fields[:4]
+	default:
 		return fmt.Errorf("%w: meta format %d, want %d", ErrCorrupt, f, metaFormat)
 	}
-	for _, v := range []*int64{&m.Next, &m.AppliedMS, &m.SweptNode, &m.Checkpoint} {
+	for _, v := range fields {
 		*v = int64(r.uvarint())
 	}
 	m.SweptNode--

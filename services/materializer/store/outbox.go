@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Message is a Kafka record as the outbox keeps it: whenever it is published, it is the same bytes.
+// Message is a Kafka record as the outbox keeps it: whenever it is published, it is the same bytes. An empty value is none: a tombstone.
 type Message struct {
 	TimeMS     int64
 	Key, Value []byte
@@ -49,7 +49,9 @@ func decodeMessage(b []byte) (Message, error) {
 		m.Headers = append(m.Headers, Header{Key: string(r.bytes(r.length())), Value: r.bytes(r.length())})
 	}
 	m.Key = r.bytes(r.length())
-	m.Value = r.b
+	if len(r.b) > 0 {
+		m.Value = r.b
+	}
 	if r.bad {
 		return Message{}, fmt.Errorf("%w: outbox entry of %d bytes", ErrCorrupt, len(b))
 	}

@@ -268,7 +268,7 @@ func (s *Session) endsBefore(o *Session) bool {
 		}
 		return 2
 	}
-	return cmp.Or(cmp.Compare(rank(s), rank(o)), cmp.Compare(s.EndMS, o.EndMS), cmp.Compare(s.Reason, o.Reason), cmp.Compare(s.RawReason, o.RawReason),
+	return cmp.Or(cmp.Compare(rank(s), rank(o)), cmp.Compare(s.EndMS, o.EndMS), cmp.Compare(s.Reason, o.Reason), cmp.Compare(o.RawReason, s.RawReason),
 		cmp.Compare(s.Why, o.Why)) < 0
 }
 
@@ -425,11 +425,33 @@ func (s *Store) History(partition int32) (sinceMS int64, err error) {
 
 // Sessions returns a client's history, oldest first, and whether older sessions were dropped. The client is the key of its records.
 func (s *Store) Sessions(partition int32, client []byte) (sessions []Session, endings []Ending, cut bool, err error) {
-	log, _, err := s.appendValue(nil, appendClient(nil, kindSessions, partition, client), partition)
+	log, err := s.AppendSessions(nil, partition, client)
 	if err != nil {
 		return nil, nil, false, err
 	}
 	return DecodeSessions(log)
+}
+
+// AppendSessions appends a client's history to dst. The client is the key of its records.
+func (s *Store) AppendSessions(dst []byte, partition int32, client []byte) ([]byte, error) {
+	dst, _, err := s.appendValue(dst, appendClient(nil, kindSessions, partition, client), partition)
+	return dst, err
+}
+
+// ForgetSessions drops from a history the sessions that opened, and the endings that came, up to a time; and the note that older ones are gone.
+// It returns new bytes.
+func ForgetSessions(log []byte, untilMS int64) ([]byte, error) {
+	items, _, err := parseSessions(log)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, len(log))
+	for i := range items {
+		if items[i].ms > untilMS {
+			out = append(binary.AppendUvarint(out, uint64(len(items[i].body))), items[i].body...)
+		}
+	}
+	return out, nil
 }
 
 // DecodeSessions reads a history in canonical form.

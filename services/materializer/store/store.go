@@ -266,6 +266,35 @@ func (s *Store) Clients(partition int32, cluster string, after []byte, limit int
 	return last, err
 }
 
+// Rows calls fn for at most limit rows of a partition, in ascending order of their clients, beginning after the given one (nil: at the first).
+// It returns the last client that it passed to fn, nil if that was the last one.
+func (s *Store) Rows(partition int32, after []byte, limit int, fn func(client, row []byte) error) (last []byte, err error) {
+	return s.walk(kindClient, partition, after, limit, fn)
+}
+
+// Markers is Rows for the clients whose row says, or said, only that they were forgotten.
+func (s *Store) Markers(partition int32, after []byte, limit int, fn func(client []byte) error) (last []byte, err error) {
+	return s.walk(kindMarker, partition, after, limit, func(client, _ []byte) error { return fn(client) })
+}
+
+func (s *Store) walk(kind byte, partition int32, after []byte, limit int, fn func(client, value []byte) error) (last []byte, err error) {
+	lower := appendPrefix(nil, kind, partition)
+	if after != nil {
+		lower = append(appendClient(nil, kind, partition, after), 0)
+	}
+	err = s.scan(lower, appendPrefixEnd(nil, kind, partition), func(key, value []byte) (bool, error) {
+		if limit--; limit < 0 {
+			return false, nil
+		}
+		last = append(last[:0], key[prefixSize:]...)
+		return true, fn(last, value)
+	})
+	if limit >= 0 {
+		last = nil
+	}
+	return last, err
+}
+
 // Dirty calls fn for every client of a partition that is marked dirty, in ascending order, until it returns false or an error.
 func (s *Store) Dirty(partition int32, fn func(client []byte) (bool, error)) error {
 	return s.scan(appendPrefix(nil, kindDirty, partition), appendPrefixEnd(nil, kindDirty, partition), func(key, _ []byte) (bool, error) {
