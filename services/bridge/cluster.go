@@ -345,7 +345,7 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		if !d.owns(m) {
 			continue
 		}
-		if why := c.impostor(m, c.dialects[i].name); why != nil {
+		if why := impostor(m, c.feed.fact.Dialect, c.dialects[i].name); why != nil {
 			return decoded{dead: why}, nil
 		}
 		result := read(d, m)
@@ -370,7 +370,11 @@ func (c *cluster) decode(m *message) (decoded, []presence.NodeFact) {
 		}
 		return result, append(facts, c.nodes.apply(result.signal, m.receivedMS)...)
 	}
-	return deadLetter(deadTopic, "no dialect knows the topic with such a payload"), nil
+	return noOwner(), nil
+}
+
+func noOwner() decoded {
+	return deadLetter(deadTopic, "no dialect knows the topic with such a payload")
 }
 
 // sysRoot begins the topics to which a broker lets nobody else publish, unless its rules allow it.
@@ -387,14 +391,14 @@ func (c *cluster) recognise(m *message, name string) {
 	c.proven = c.proven || sys
 }
 
-// impostor says why a message cannot be the broker's: it is of another dialect than the one that was recognised, and its topic one to which any client
-// may publish, as most brokers know nothing of each other's. What it says may be made up.
-func (c *cluster) impostor(m *message, name string) *unreadable {
-	if c.feed.fact.Dialect == "" || c.feed.fact.Dialect == name || strings.HasPrefix(m.topic, sysRoot) {
+// impostor says why a message of a dialect cannot be the broker's: another one was recognised, and the topic is one to which any client may publish, as
+// most brokers know nothing of each other's. What it says may be made up.
+func impostor(m *message, recognised, dialect string) *unreadable {
+	if recognised == "" || recognised == dialect || strings.HasPrefix(m.topic, sysRoot) {
 		return nil
 	}
 	return &unreadable{deadImpostor, fmt.Sprintf("an event of dialect %s, and the broker's is %s: if a client published it, see the broker's access rules, "+
-		"else name the dialect with mqtt-dialect", name, c.feed.fact.Dialect)}
+		"else name the dialect with mqtt-dialect", dialect, recognised)}
 }
 
 // submitNodes submits node facts. A heartbeat alone is transient, a start is not.

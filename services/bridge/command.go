@@ -20,8 +20,12 @@ type commandConfig struct {
 // Validate reports every mistake.
 func (c *commandConfig) Validate() error { return errors.Join(c.Config.Validate(), c.Log.Validate()) }
 
-// Command is the body of the bridge's main function: it reads flags, environment and file, and runs until ctx ends.
+// Command is the body of the bridge's main function: it reads flags, environment and file, and runs until ctx ends; or, if the first argument is
+// "replay", it decodes dead letters again.
 func Command(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == replayCommand {
+		return runReplay(ctx, args[1:], os.Stdout)
+	}
 	cfg := commandConfig{Config: DefaultConfig(), Log: service.DefaultLog(), Admin: service.DefaultAdmin()}
 	if err := service.Load("bridge", args, os.Environ(), &cfg); err != nil {
 		return err

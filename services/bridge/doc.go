@@ -23,6 +23,8 @@
 //     clocks. A clock that was set, a late delivery and a retained copy are not a new generation.
 //   - A node is asserted to be silent once three of its heartbeats stay away while the subscription stands and has stood for that long: an outage
 //     of the bridge is never a node's silence. That a node's clock was set back is asserted with its heartbeats, once two of them tell it.
+//   - A dead letter keeps the message as it came, and what the bridge knew of the broker's dialect and version, so that a later decoder can read it:
+//     the subcommand "replay" does, and may be repeated, since the facts that it produces have the same IDs each time.
 //   - The clients of a gateway are a cluster of their own, with the nodes and the feed of the cluster that they came with.
 //
 // # Limits
