@@ -7,7 +7,7 @@ import (
 // Whatever happens, and in whichever order: indexes that are said to be valid are what the rows say, lists and counters are what a scan of
 // the rows says, and what may be off is said to be.
 func TestListsAreWhatTheRowsSay(t *testing.T) {
-	seeds, steps := uint64(12), 400
+	seeds, steps := uint64(8), 300
 	if testing.Short() {
 		seeds = 3
 	}

@@ -140,10 +140,15 @@ func (w *rowWorld) fact() string {
 	w.nowMS += 1 + w.random.Int64N(3000)
 	cluster, id, node := pick(w, worldClusters), pick(w, worldClients), pick(w, worldNodes)
 	f := opened(id, node, w.nowMS)
-	switch w.random.IntN(6) {
-	case 0, 1:
+	switch w.random.IntN(16) {
+	case 15:
+		f = presence.Fact{Kind: presence.Forgotten, ClientID: id, TimeMS: t0 + w.nowMS, ReceivedMS: t0 + w.nowMS, AsOfMS: t0 + w.nowMS - w.random.Int64N(5000), Source: "test"}
+	case 14:
+		f = closedAt(id, node, 0, w.nowMS) // a stranger's
+		f.Connection, f.ConnectedAtMS, f.Reason = "", 0, presence.ReasonNotAuthorized
+	case 0, 1, 2, 3:
 		f = closedAt(id, node, w.nowMS-w.random.Int64N(10_000), w.nowMS)
-	case 2:
+	case 4, 5:
 		f = presence.Fact{Kind: presence.Observed, Cluster: cluster, ClientID: id, Dialect: presence.DialectEMQX, ReceivedMS: t0 + w.nowMS,
 			TimeMS: t0 + w.nowMS, Online: presence.Some(w.random.IntN(2) == 0), QueryStartMS: t0 + w.nowMS - 10, QueryEndMS: t0 + w.nowMS - 5}
 	}
@@ -251,6 +256,9 @@ func (w *rowWorld) truths(cluster string) []truth {
 			var r store.Row
 			if _, err := r.Decode(value); err != nil {
 				return err
+			}
+			if r.State.Empty() {
+				return nil
 			}
 			v := presence.Status(&r.State, w.nodes.table().cluster(cluster), p.allowanceMS())
 			all = append(all, truth{clientOf(cluster, client), v.Status.String(), v.Node, r.Username(v.Node, connectionKey(&v)), v.SinceMS})
