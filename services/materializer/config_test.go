@@ -3,6 +3,7 @@ package materializer
 import (
 	"strings"
 	"testing"
+	"time"
 
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
@@ -10,12 +11,13 @@ import (
 func TestValidateNamesEveryMistake(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.StateAddr, cfg.StateAdvertise, cfg.Replica, cfg.Allowance, cfg.CheckpointInterval, cfg.CacheSize = "x", "y", "", -1, 0, -1
-	cfg.EvidencePerClient = -1
+	cfg.EvidencePerClient, cfg.SessionsPerClient, cfg.ExpireAfter = -1, 257, time.Hour
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, option := range []string{"data-dir", "kafka-brokers", "state-addr", "state-advertise", "replica", "allowance", "checkpoint-interval", "cache-size", "evidence-per-client"} {
+	for _, option := range []string{"data-dir", "kafka-brokers", "state-addr", "state-advertise", "replica", "allowance", "checkpoint-interval", "cache-size", "evidence-per-client",
+		"sessions-per-client", "expire-after"} {
 		if !strings.Contains(err.Error(), option+": ") {
 			t.Errorf("%s is not named in: %v", option, err)
 		}

@@ -51,6 +51,8 @@ type Config struct {
 	SpoolMaxBytes int64         `conf:"spool-max-bytes" usage:"largest size of the bridge's spool in bytes; at the bound facts are dropped, counted and asserted"`
 	Allowance     time.Duration `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
 	Evidence      int           `conf:"evidence-per-client" usage:"facts kept per client to explain its status with, the latest by arrival; 0: none"`
+	Sessions      int           `conf:"sessions-per-client" usage:"ended connections kept per client, the latest; 0: none"`
+	ExpireAfter   time.Duration `conf:"expire-after" usage:"forget an offline client of which nothing was heard for so long, by the facts' own times; 0: never"`
 	CacheSize     int64         `conf:"cache-size" usage:"bytes of memory for the store's block cache"`
 
 	Admin service.AdminConfig
@@ -65,7 +67,8 @@ func DefaultConfig() Config {
 		MQTTAddr: br.Addr, MQTTHeartbeat: br.HeartbeatInterval, MQTT: b.MQTT,
 		KafkaAddr: "127.0.0.1:9092", Kafka: eventlog.DefaultConfig(),
 		HTTPAddr: q.HTTPAddr, GRPCAddr: q.GRPCAddr, StateAddr: m.StateAddr, StaleAfter: q.StaleAfter, AccessConfig: q.AccessConfig, LimitsConfig: q.LimitsConfig,
-		BridgeName: b.Name, SpoolMaxBytes: b.SpoolMaxBytes, Allowance: m.Allowance, Evidence: m.EvidencePerClient, CacheSize: m.CacheSize,
+		BridgeName: b.Name, SpoolMaxBytes: b.SpoolMaxBytes, Allowance: m.Allowance, Evidence: m.EvidencePerClient, Sessions: m.SessionsPerClient,
+		ExpireAfter: m.ExpireAfter, CacheSize: m.CacheSize,
 		Admin: service.DefaultAdmin(), Log: service.DefaultLog(),
 	}
 }
@@ -201,7 +204,7 @@ func (c Config) bridge(k eventlog.Config, dial func(context.Context) (net.Conn, 
 func (c Config) materializer(k eventlog.Config) materializer.Config {
 	m := materializer.DefaultConfig()
 	m.Kafka, m.DataDir, m.Allowance, m.CacheSize = k, filepath.Join(c.DataDir, "state"), c.Allowance, c.CacheSize
-	m.EvidencePerClient = c.Evidence
+	m.EvidencePerClient, m.SessionsPerClient, m.ExpireAfter = c.Evidence, c.Sessions, c.ExpireAfter
 	// The consumer group's member keeps its name without a server, too.
 	if m.NoServer = c.StateAddr == ""; !m.NoServer {
 		m.StateAddr, m.StateTLS, m.AllowInsecure = c.StateAddr, c.StateTLS, c.AllowInsecure
