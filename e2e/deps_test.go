@@ -121,6 +121,10 @@ func forbidden(dir, path string) string {
 		return "Pebble belongs to the materializer, the bridge's spool, presence and e2e"
 	case (strings.HasPrefix(path, "github.com/eclipse/paho") || strings.HasPrefix(path, "github.com/mochi-mqtt")) && !below("services/bridge", "services/presence", "e2e"):
 		return "the bridge alone talks to brokers; besides it presence and e2e have one"
+	case strings.HasPrefix(path, "github.com/spf13/cobra") && !below("services/presencectl", "e2e"):
+		return "commands with subcommands belong to presencectl; services have flags"
+	case strings.HasPrefix(path, "github.com/spf13/cobra/doc"):
+		return "it brings a renderer of manual pages into the binary; e2e/commands writes the reference"
 	}
 	return ""
 }
@@ -153,6 +157,11 @@ func TestForbiddenImports(t *testing.T) {
 		{"services/materializer", "github.com/eclipse/paho.golang/paho", true},
 		{"services/presence", modulePrefix + "services/materializer", false},
 		{"e2e/load", modulePrefix + "services/presence", false},
+		{"services/presencectl", modulePrefix + "services/query", true},
+		{"services/presencectl", "github.com/cockroachdb/pebble/v2", true},
+		{"services/presencectl", "github.com/spf13/cobra", false},
+		{"services/presencectl", "github.com/spf13/cobra/doc", true},
+		{"services/query", "github.com/spf13/cobra", true},
 	} {
 		if got := forbidden(c.dir, c.path); (got != "") != c.bad {
 			t.Errorf("%s importing %s: %q", c.dir, c.path, got)

@@ -34,6 +34,7 @@ require (
 	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
 	github.com/gogo/protobuf v1.3.2 // indirect
 	github.com/golang/snappy v0.0.5-0.20231225225746-43d5d4cd4e0e // indirect
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/kr/pretty v0.3.1 // indirect
 	github.com/kr/text v0.2.0 // indirect
 	github.com/minio/minlz v1.0.1-0.20250507153514-87eb42fe8882 // indirect
@@ -91,6 +92,7 @@ require (
 	github.com/mqtt-presence/presence/services/bridge v0.0.0
 	github.com/mqtt-presence/presence/services/materializer v0.0.0
 	github.com/mqtt-presence/presence/services/presence v0.0.0
+	github.com/mqtt-presence/presence/services/presencectl v0.0.0
 	github.com/mqtt-presence/presence/services/query v0.0.0
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
@@ -103,7 +105,8 @@ require (
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/shirou/gopsutil/v4 v4.26.6 // indirect
 	github.com/sirupsen/logrus v1.9.4 // indirect
-	github.com/spf13/pflag v1.1.0 // indirect
+	github.com/spf13/cobra v1.10.2
+	github.com/spf13/pflag v1.1.0
 	github.com/stretchr/testify v1.12.1 // indirect
 	github.com/tklauser/go-sysconf v0.4.0 // indirect
 	github.com/tklauser/numcpus v0.12.0 // indirect
@@ -136,3 +139,5 @@ replace github.com/mqtt-presence/presence/services/materializer => ../services/m
 replace github.com/mqtt-presence/presence/services/query => ../services/query
 
 replace github.com/mqtt-presence/presence/services/presence => ../services/presence
+
+replace github.com/mqtt-presence/presence/services/presencectl => ../services/presencectl

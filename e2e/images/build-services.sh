@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds presence/bridge, presence/materializer, presence/query and presence/presence FROM scratch, with binaries
-# built on this machine. Usage: build-services.sh [VERSION] [SERVICE...]; VERSION is the tag, "local" by default.
+# Builds presence/bridge, presence/materializer, presence/query, presence/presence and presence/presencectl FROM
+# scratch, with binaries built on this machine. Usage: build-services.sh [VERSION] [SERVICE...]; VERSION is the tag, "local" by default.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -8,7 +8,7 @@ repo="$(cd "$here/../.." && pwd)"
 version="${1:-local}"
 services=("${@:2}")
 if [ "${#services[@]}" -eq 0 ]; then
-  services=(bridge materializer query presence)
+  services=(bridge materializer query presence presencectl)
 fi
 
 ldflags="-s -w"
