@@ -133,6 +133,9 @@ func (a *answers) ListClients(ctx context.Context, req *presencev1.ListClientsRe
 	}
 	for i, e := range r.GetEntries() {
 		answer.Clients[i] = client(ask.GetCluster(), e.GetClientId(), e)
+		if i == 0 || e.GetNode() != r.GetEntries()[i-1].GetNode() {
+			answer.Freshness.Node = worse(answer.GetFreshness().GetNode(), nodeHealth(r.GetHealth(), e.GetNode()))
+		}
 	}
 	if to := r.GetReadTo(); to != nil {
 		answer.NextPageToken = a.tokens.make(filter, place{to.GetSinceMs(), to.GetClientId()})

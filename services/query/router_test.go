@@ -41,9 +41,16 @@ type materializer struct {
 // join starts a StateService and makes it a static member of the replica's group.
 func join(t *testing.T, kafka eventlog.Config, replica string) *materializer {
 	t.Helper()
-	m := &materializer{Fake: readertest.NewFake(kafka.Partitions), group: "presence-materializer-" + replica, kafka: kafka}
+	fake := readertest.NewFake(kafka.Partitions)
+	return joinAs(t, kafka, replica, fake, fake)
+}
+
+// joinAs makes a StateService, behind which is the fake, a static member of the replica's group.
+func joinAs(t *testing.T, kafka eventlog.Config, replica string, fake *readertest.Fake, service presencev1.StateServiceServer) *materializer {
+	t.Helper()
+	m := &materializer{Fake: fake, group: "presence-materializer-" + replica, kafka: kafka}
 	m.Own()
-	m.addr, m.stop = readertest.Serve(t, m.Fake)
+	m.addr, m.stop = readertest.Serve(t, service)
 	change := func(f func(p int32)) func(context.Context, *kgo.Client, map[string][]int32) {
 		return func(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
 			m.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
@@ -266,7 +267,7 @@ func Serve(t testing.TB, s presencev1.StateServiceServer) (addr string, stop fun
 	if err != nil {
 		t.Fatalf("listen for the state service: %v", err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
 	presencev1.RegisterStateServiceServer(server, s)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()

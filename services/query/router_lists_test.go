@@ -1,0 +1,202 @@
+package query_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
+	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/libs/service/servicetest"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+	"github.com/mqtt-presence/presence/services/query"
+	"github.com/mqtt-presence/presence/services/query/readertest"
+)
+
+// listed returns the IDs of a list that must be whole.
+func listed(t *testing.T, r query.StateReader) ([]string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	answer, err := r.ListStates(ctx, &presencev1.ListStatesRequest{Cluster: "default", Limit: 1000, Count: true})
+	if err != nil {
+		return nil, err
+	}
+	if len(answer.GetPartitions()) != int(answer.GetPartitionCount()) || answer.GetReadTo() != nil || answer.GetTotal() != int64(len(answer.GetEntries())) {
+		return nil, fmt.Errorf("%d of %d partitions, read to %v, total %d of %d", len(answer.GetPartitions()), answer.GetPartitionCount(), answer.GetReadTo(),
+			answer.GetTotal(), len(answer.GetEntries()))
+	}
+	var ids []string
+	for _, e := range answer.GetEntries() {
+		ids = append(ids, e.GetClientId())
+	}
+	return ids, nil
+}
+
+func TestRouterListsOverAllOwners(t *testing.T) {
+	kafka := startKafka(t)
+	one, two := join(t, kafka, "a"), join(t, kafka, "a")
+	ids, facts := devices(100)
+	slices.Sort(ids)
+	for _, m := range []*materializer{one, two} {
+		m.ApplyNodes(readertest.Healthy()...)
+		m.Apply(facts...)
+	}
+	settled(t, one, two)
+	r := startRouter(t, kafka, "a")
+	ready(t, r)
+	servicetest.Eventually(t, testTimeout, func() error {
+		got, err := listed(t, r)
+		if err == nil && !slices.Equal(got, ids) {
+			err = fmt.Errorf("%d clients", len(got))
+		}
+		return err
+	})
+	s := serve(t, testConfig(t), r)
+	for _, c := range []struct {
+		size string
+		look int
+	}{{"7", 0}, {"1", 0}, {"1000", 0}, {"10", 3}} {
+		// An owner that stops early bounds the page: what it has not read may come before.
+		one.Look(c.look)
+		if got, pages := pagesOf(t, s, "page_size="+c.size); !slices.Equal(got, ids) {
+			t.Errorf("pages of %s, looking at %d rows: %d clients on %d pages", c.size, c.look, len(got), pages)
+		}
+	}
+	one.Look(0)
+	stats, err := s.rpc.GetStats(as(t, "read"), &presencev1.GetStatsRequest{})
+	if err != nil || stats.GetClients().GetOnline() != 100 || len(stats.GetUsernames()) != 1 || stats.GetUsernames()[0].GetClients() != 100 {
+		t.Errorf("%v, %v", stats, err)
+	}
+	checks, err := s.rpc.CheckIndexes(as(t, "admin"), &presencev1.CheckIndexesRequest{})
+	if err != nil || !checks.GetOk() || len(checks.GetPartitions()) != eventlogtest.Partitions {
+		t.Errorf("%v, %v", checks, err)
+	}
+
+	// One dies: there is no list of the others' clients alone, not until the rest has an owner again.
+	two.stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if answer, err := r.ListStates(ctx, &presencev1.ListStatesRequest{Cluster: "default", Limit: 10}); status.Code(err) != codes.Unavailable {
+		t.Errorf("without an owner of some partitions: %v, %v", answer, err)
+	}
+	two.leave(t)
+	servicetest.Eventually(t, testTimeout, func() error {
+		got, err := listed(t, r)
+		if err == nil && !slices.Equal(got, ids) {
+			err = fmt.Errorf("%d clients", len(got))
+		}
+		return err
+	})
+}
+
+// hanging is a StateService that gives no answer while it hangs, as a process that was stopped.
+type hanging struct {
+	*readertest.Fake
+	hangs atomic.Bool
+	asked atomic.Int64
+}
+
+func (h *hanging) wait(ctx context.Context) {
+	h.asked.Add(1)
+	if h.hangs.Load() {
+		<-ctx.Done()
+	}
+}
+
+func (h *hanging) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	h.wait(ctx)
+	return h.Fake.GetStates(ctx, req)
+}
+
+func (h *hanging) ListStates(ctx context.Context, req *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error) {
+	h.wait(ctx)
+	return h.Fake.ListStates(ctx, req)
+}
+
+// A replica answers in place of an owner that hangs, within the request's time, and the one that hangs is not asked first for a while.
+func TestRouterFallsOverFromAnOwnerThatHangs(t *testing.T) {
+	kafka := startKafka(t)
+	ids, facts := devices(20)
+	h := &hanging{Fake: readertest.NewFake(kafka.Partitions)}
+	a := joinAs(t, kafka, "a", h.Fake, h)
+	b := join(t, kafka, "b")
+	for _, f := range []*readertest.Fake{a.Fake, b.Fake} {
+		f.ApplyNodes(readertest.Healthy()...)
+		f.Apply(facts...)
+	}
+	r := startRouter(t, kafka, "a", "b")
+	ready(t, r)
+	servicetest.Eventually(t, testTimeout, func() error {
+		if err := checkAll(t, r, ids); err != nil {
+			return err
+		}
+		if h.asked.Load() == 0 {
+			return errors.New("the preferred replica was not asked")
+		}
+		return nil
+	})
+	h.hangs.Store(true)
+	began := time.Now()
+	if err := checkAll(t, r, ids); err != nil || time.Since(began) > 4*time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	before := h.asked.Load()
+	began = time.Now()
+	if got, err := listed(t, r); err != nil || len(got) != len(ids) || time.Since(began) > time.Second {
+		t.Errorf("%d clients after %v: %v", len(got), time.Since(began), err)
+	}
+	if asked := h.asked.Load(); asked != before {
+		t.Errorf("the owner that hangs was asked %d times more", asked-before)
+	}
+	// Nobody but the one that hangs: an error, within the request's time.
+	b.stop()
+	b.leave(t)
+	short := query.DefaultConfig()
+	short.Config, short.Replicas, short.RequestTimeout = kafka, []string{"a"}, 300*time.Millisecond
+	alone, err := query.NewRouter(short, discardLog(), newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- alone.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	}()
+	ready(t, alone)
+	began = time.Now()
+	_, err = alone.ListStates(t.Context(), &presencev1.ListStatesRequest{Cluster: "default", Limit: 10})
+	if took := time.Since(began); err == nil || took > 2*time.Second {
+		t.Errorf("after %v: %v", took, err)
+	}
+}
+
+// A client's history takes the same way as its state.
+func TestRouterAsksForHistory(t *testing.T) {
+	kafka := startKafka(t)
+	m := join(t, kafka, "a")
+	c := readertest.Connected("dev1")
+	again := c
+	again.Connection, again.TimeMS, again.ConnectedAtMS = "again", c.TimeMS+5000, c.TimeMS+5000
+	again.SetID()
+	m.ApplyNodes(readertest.Healthy()...)
+	m.Apply([]presence.Fact{c, readertest.Disconnected(c), again}...)
+	r := startRouter(t, kafka, "a")
+	ready(t, r)
+	s := serve(t, testConfig(t), r)
+	answer, err := s.rpc.ListSessions(as(t, "read"), &presencev1.ListSessionsRequest{ClientId: "dev1"})
+	if err != nil || len(answer.GetSessions()) != 2 || answer.GetSessions()[1].GetEnd() != "stated" {
+		t.Errorf("%v, %v", answer, err)
+	}
+}
