@@ -319,10 +319,8 @@ func (m *merge) replace(b *store.Batch, key []byte, n *record, wins bool) error 
 		}
 		m.logReplaced(b, key, n, &row)
 	}
-	if n.state != nil || n.tombstone.Reason == eventlog.RemovedForgotten {
-		m.state = row.State.Append(m.state[:0])
-		b.PutRow(key, indexed, &row, m.state)
-	}
+	m.state = row.State.Append(m.state[:0])
+	b.PutRow(key, indexed, &row, m.state)
 	m.replaced++
 	if m.found {
 		m.p.meta.Next, m.p.meta.SweptNode = min(m.p.meta.Next, n.version.Event+1), -1
@@ -331,7 +329,8 @@ func (m *merge) replace(b *store.Batch, key []byte, n *record, wins bool) error 
 	return nil
 }
 
-// rowOf returns the row that a record stands for; found is true if m.row is the one before.
+// rowOf returns the row that a record stands for; found is true if m.row is the one before. That of a client that expired keeps out the facts
+// that its tombstone covers, until they are passed.
 func (m *merge) rowOf(n *record, found bool) (row store.Row, err error) {
 	if n.state == nil {
 		t := &n.tombstone
