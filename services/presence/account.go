@@ -12,10 +12,10 @@ import (
 	"github.com/mqtt-presence/presence/services/query"
 )
 
-// devUser is the account of a first start. It may ask for everything that has no effect.
+// devUser is the account of a first start, on a machine of its own: it may do everything.
 const (
 	devUser        = "dev"
-	devPermissions = "connect,read"
+	devPermissions = "connect,read,admin"
 )
 
 // account is who may ask; the password is empty if it is not known.

@@ -126,7 +126,7 @@ func TestDevAccount(t *testing.T) {
 		t.Fatal(err)
 	}
 	parts := strings.Split(strings.TrimSpace(string(line)), ":")
-	if len(parts) != 3 || parts[0] != "dev" || parts[2] != "connect,read" || bcrypt.CompareHashAndPassword([]byte(parts[1]), []byte(first.password)) != nil {
+	if len(parts) != 3 || parts[0] != "dev" || parts[2] != "connect,read,admin" || bcrypt.CompareHashAndPassword([]byte(parts[1]), []byte(first.password)) != nil {
 		t.Errorf("accounts line %q does not fit password %q", line, first.password)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
