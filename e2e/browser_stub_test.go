@@ -51,20 +51,21 @@ func startStub(t *testing.T) *stub {
 	cfg := query.DefaultConfig()
 	cfg.HTTPAddr, cfg.GRPCAddr, cfg.AccountsFile = "127.0.0.1:0", "127.0.0.1:0", filepath.Join(t.TempDir(), "accounts")
 	must(t, os.WriteFile(cfg.AccountsFile, []byte("reader:$2a$04$GRWdR9u4M8eLKhMi0PZpoeOG6ff.0cuyK2j0H32eOd1cJOZ4YvvbO:read\n"), 0o600))
-	service, err := query.New(cfg, readertest.NewFake(1), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	inner, err := query.New(cfg, readertest.NewFake(1), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	must(t, err)
-	must(t, service.Listen())
+	must(t, inner.Listen())
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- service.Run(ctx) }()
-	pages := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: service.HTTPAddr().String()})
+	go func() { done <- inner.Run(ctx) }()
+	service := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: inner.HTTPAddr().String()})
 	st := &stub{fail: map[string]int{}, answers: map[string]proto.Message{}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/") {
-			st.call(w, r)
-			return
+			if fail := st.call(w, r); fail != http.StatusUnauthorized {
+				return
+			}
 		}
-		pages.ServeHTTP(w, r)
+		service.ServeHTTP(w, r)
 	}))
 	st.url = server.URL
 	t.Cleanup(func() {
@@ -85,7 +86,7 @@ func (st *stub) put(path string, m proto.Message) {
 	st.answers["/v1/"+path] = m
 }
 
-// break makes a path answer an error; 0 mends it.
+// breaks makes a path answer an error; 0 mends it.
 func (st *stub) breaks(path string, status int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -124,7 +125,8 @@ func (st *stub) watches() []string {
 	return tokens
 }
 
-func (st *stub) call(w http.ResponseWriter, r *http.Request) {
+// call answers, but for credentials that are wrong: these are refused by the service itself.
+func (st *stub) call(w http.ResponseWriter, r *http.Request) (status int) {
 	st.mu.Lock()
 	st.asked = append(st.asked, r)
 	path := r.URL.Path
@@ -137,19 +139,24 @@ func (st *stub) call(w http.ResponseWriter, r *http.Request) {
 	case answer == nil && fail == 0 && path != "/v1/clients:watch":
 		fail = http.StatusNotFound
 	}
-	if fail != 0 {
+	switch fail {
+	case 0:
+	case http.StatusUnauthorized:
+		return fail
+	default:
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Retry-After", "2")
 		w.WriteHeader(fail)
 		fmt.Fprintf(w, `{"code":%d,"message":"stubbed %d","details":[]}`, fail, fail)
-		return
+		return fail
 	}
 	if answer == nil {
 		st.stream(w, r)
-		return
+		return http.StatusOK
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(restJSON(answer))
+	return http.StatusOK
 }
 
 func (st *stub) stream(w http.ResponseWriter, r *http.Request) {

@@ -40,6 +40,8 @@ export class Timeline {
   }
 
   update({ sessions = [], complete_since }) {
+    // What was looked at stays so, unless that was the newest one: then the newest one is.
+    const before = this.selected > 0 ? identity(this.sessions[this.selected]?.raw) : "";
     // Newest first, as answered: the picture reads from left to right.
     this.sessions = sessions.map((raw) => ({
       raw, from: ms(raw.connected_at), to: raw.state === "open" ? Infinity : ms(raw.disconnected_at),
@@ -48,6 +50,7 @@ export class Timeline {
       each.endUnknown = Number.isNaN(each.to);
       if (Number.isNaN(each.from)) each.from = each.to;
     }
+    this.selected = this.sessions.findIndex((each) => identity(each.raw) === before);
     this.completeSince = ms(complete_since);
     put(this.note, sessions.length === 0 ? "No connection is kept." : "Times are by the clock of the broker node, shown in your time zone. ",
       complete_since && ["Connections that ended before ", when(complete_since), " may be missing."]);
@@ -62,7 +65,9 @@ export class Timeline {
     const now = Date.now();
     const first = Math.min(...this.sessions.map((each) => each.from));
     const from = this.range ? now - this.range : Math.min(first, now - MINUTE) - (now - first) * 0.02;
-    const until = now + (now - from) * 0.01;
+    // A node's clock may be ahead of this one.
+    const last = Math.max(now, ...this.sessions.flatMap((each) => [each.from, each.to]).filter(Number.isFinite));
+    const until = last + (last - from) * 0.01;
     const x = (at) => EDGE + ((width - 2 * EDGE) * (at - from)) / (until - from);
     const lanes = [...new Set(this.sessions.map((each) => each.raw.node))];
     const height = lanes.length * LANE + AXIS;
@@ -79,7 +84,7 @@ export class Timeline {
       shown.map((each) => this.bar(each, x, lanes.indexOf(each.raw.node), width, each.i === stop)));
     put(this.picture, svg, shown.length === 0 && h("p", { class: "note" }, "No connection in this time."));
     if (focused) svg.querySelector("[tabindex='0']")?.focus();
-    if (stop !== undefined && this.selected !== stop) this.select(stop);
+    if (stop !== undefined) this.select(stop);
   }
 
   hatch() {
@@ -138,7 +143,7 @@ export class Timeline {
     if (!raw) return put(this.detail);
     put(this.detail,
       h("p", {}, stateMark(raw), " ", when(raw.connected_at), " to ", raw.state === "open" ? "now" : raw.disconnected_at ? when(raw.disconnected_at) : "a time not known", " ", lasted(raw)),
-      h("p", { class: "muted" }, ended(raw), " · node ", foreign(raw.node || "not known"), raw.peer && [" · from ", foreign(raw.peer)], raw.username && [" · user ", foreign(raw.username)],
+      h("p", { class: "muted" }, raw.state !== "open" && [ended(raw), " · "], "node ", foreign(raw.node || "not known"), raw.peer && [" · from ", foreign(raw.peer)], raw.username && [" · user ", foreign(raw.username)],
         raw.transport && [" · ", foreign(raw.transport)], raw.protocol_version ? ` · ${protocolWords(raw.protocol_version)}` : ""));
   }
 
@@ -161,6 +166,8 @@ export class Timeline {
             .filter(Boolean).map((each, i) => [i > 0 && " · ", each])))))));
   }
 }
+
+const identity = (raw) => (raw ? JSON.stringify([raw.node, raw.key, raw.connected_at]) : "");
 
 function stateMark(raw) {
   const [status, label] = { open: ["online", "open"], closed: ["offline", "closed"] }[raw.state] ?? ["unknown", "undecided"];
