@@ -5,6 +5,8 @@
 //	seed    the short REST call beside a bare net/http handler, with the same load
 //	grpc    GetStatus beside a bare gRPC server, with the same load
 //	list    pages of 100 clients for each kind of filter, from a store that was filled with --clients clients
+//	flood   the wait of well-behaved accounts, quiet and while --idle connections idle, a fifth as many dawdle over a header, and
+//	        one account asks over 2 x --floods connections without pause, far beyond its limit
 //	watch   --watchers watches that each must get every transition they asked for, in order, across a restart of the query service
 //
 // Numbers mean something only on a machine with nothing else to do. It ends with 1 if an answer was wrong, whatever the numbers.
@@ -25,22 +27,27 @@ import (
 
 // config is the command line.
 type config struct {
-	Parts    []string      `conf:"parts" usage:"what to measure: seed, grpc, list, watch"`
+	Parts    []string      `conf:"parts" usage:"what to measure: seed, grpc, list, flood, watch"`
 	Clients  int           `conf:"clients" usage:"clients in the store that lists are made from"`
 	Callers  int           `conf:"callers" usage:"callers of seed and grpc that ask at once, each on its own"`
 	Rounds   int           `conf:"rounds" usage:"how often seed and grpc take turns with what they are compared to"`
 	Round    time.Duration `conf:"round" usage:"how long one turn takes"`
 	Pages    int           `conf:"pages" usage:"pages that are read for each kind of filter"`
+	Idle     int           `conf:"idle" usage:"connections that idle in flood"`
+	Floods   int           `conf:"floods" usage:"connections of each transport over which one account floods"`
 	Watchers int           `conf:"watchers" usage:"watches at once"`
 	Changes  int           `conf:"changes" usage:"transitions that happen while they watch, about as many before the restart, during it and after"`
 	Rate     int           `conf:"rate" usage:"transitions per second"`
 	Dir      string        `conf:"dir" usage:"folder for the data, kept afterwards; empty: one that is removed"`
 	Timeout  time.Duration `conf:"timeout" usage:"time after which the run fails"`
+
+	// SiegeInProcess is for tests, whose program cannot be started again for the siege.
+	SiegeInProcess bool `conf:"-"`
 }
 
 func defaultConfig() config {
 	return config{
-		Parts: allParts(), Clients: 1_000_000, Callers: 16, Rounds: 10, Round: time.Second, Pages: 2_000,
+		Parts: allParts(), Clients: 1_000_000, Callers: 16, Rounds: 10, Round: time.Second, Pages: 2_000, Idle: 10_000, Floods: 64,
 		Watchers: 10_000, Changes: 30_000, Rate: 1_000, Timeout: 30 * time.Minute,
 	}
 }
@@ -54,7 +61,7 @@ func (c *config) Validate() error {
 		}
 	}
 	for name, n := range map[string]int{
-		"clients": c.Clients, "callers": c.Callers, "rounds": c.Rounds, "pages": c.Pages, "watchers": c.Watchers, "changes": c.Changes, "rate": c.Rate,
+		"clients": c.Clients, "callers": c.Callers, "rounds": c.Rounds, "pages": c.Pages, "idle": c.Idle, "floods": c.Floods, "watchers": c.Watchers, "changes": c.Changes, "rate": c.Rate,
 	} {
 		if n < 1 {
 			errs = append(errs, fmt.Errorf("%s: %d is less than 1", name, n))
@@ -69,6 +76,9 @@ func (c *config) Validate() error {
 func main() { os.Exit(service.Main("bench", os.Args[1:], command)) }
 
 func command(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == siegeCommand {
+		return siegeMain(ctx, args[1:])
+	}
 	cfg := defaultConfig()
 	// Variables of the environment belong to the services.
 	if err := service.Load("bench", args, nil, &cfg); err != nil {
@@ -86,7 +96,7 @@ type part struct {
 }
 
 func parts() []part {
-	return []part{{"seed", measureSeed}, {"grpc", measureGRPC}, {"list", measureList}, {"watch", measureWatch}}
+	return []part{{"seed", measureSeed}, {"grpc", measureGRPC}, {"list", measureList}, {"flood", measureFlood}, {"watch", measureWatch}}
 }
 
 func allParts() []string {
