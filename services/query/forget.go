@@ -133,6 +133,10 @@ func (f *forgetter) write(ctx context.Context, fact *presence.Fact) (*kgo.Record
 	if err != nil {
 		return nil, f.failure(ctx, err, false)
 	}
+	// What has not been handed to the client cannot be written, of the rest nobody knows once there is no time left to wait.
+	if err := kafka.Ping(ctx); err != nil {
+		return nil, f.failure(ctx, err, false)
+	}
 	before := f.sent.Load()
 	type result struct {
 		record *kgo.Record
@@ -148,7 +152,7 @@ func (f *forgetter) write(ctx context.Context, fact *presence.Fact) (*kgo.Record
 		}
 		return r.record, nil
 	case <-ctx.Done():
-		return nil, f.failure(ctx, ctx.Err(), f.sent.Load() != before)
+		return nil, f.failure(ctx, ctx.Err(), true)
 	}
 }
 

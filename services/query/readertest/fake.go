@@ -29,8 +29,9 @@ type Fake struct {
 	owned      map[int32]bool
 	clusters   map[string]*presence.Cluster
 	rows       map[string]*row
-	applied    []int64 // next offset by partition
-	appliedMS  []int64 // received time of the last fact by partition
+	applied    []int64       // next offset by partition
+	appliedMS  []int64       // received time of the last fact by partition
+	changed    chan struct{} // closed when facts are applied
 	edit       func(*presencev1.GetStatesResponse) error
 	calls      int
 	looks      int // rows that a list looks at; 0: all
@@ -59,6 +60,7 @@ func NewFake(partitions int32) *Fake {
 		rows:       make(map[string]*row),
 		applied:    make([]int64, partitions),
 		appliedMS:  make([]int64, partitions),
+		changed:    make(chan struct{}),
 	}
 }
 
@@ -93,6 +95,8 @@ func (f *Fake) Apply(facts ...presence.Fact) {
 		f.applied[p]++
 		f.appliedMS[p] = fact.ReceivedMS
 	}
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
 // ApplyNodes folds facts about nodes and feeds.
@@ -137,8 +141,10 @@ func (f *Fake) Calls() int {
 func (f *Fake) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
 	for i, k := range req.GetKeys() {
 		p := eventlog.Partition(eventlog.ClientKey(req.GetCluster(), k.GetClientId()), f.partitions)
-		if k.MinOffset != nil && !f.reached(p, k.GetMinOffset()) {
-			return nil, f.wait(ctx, i, p, k.GetMinOffset())
+		if k.MinOffset != nil {
+			if err := f.wait(ctx, i, p, k.GetMinOffset()); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -184,15 +190,30 @@ func (f *Fake) freshness(p int32) *presencev1.PartitionFreshness {
 	}
 }
 
-func (f *Fake) reached(p int32, offset int64) bool {
+// reached reports whether a record was applied, and returns a channel that the next facts close.
+func (f *Fake) reached(p int32, offset int64) (bool, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.applied[p] > offset
+	return f.applied[p] > offset, f.changed
 }
 
-// wait answers once ctx ends: nothing is applied in the meantime.
+// wait returns nil once a record was applied, and an error if ctx ends before.
 func (f *Fake) wait(ctx context.Context, key int, p int32, offset int64) error {
-	<-ctx.Done()
+	for {
+		reached, changed := f.reached(p, offset)
+		if reached {
+			return nil
+		}
+		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+		}
+		return notReached(key, p, offset)
+	}
+}
+
+func notReached(key int, p int32, offset int64) error {
 	s, err := status.New(codes.FailedPrecondition, fmt.Sprintf("key %d: offset %d of partition %d is not applied", key, offset, p)).
 		WithDetails(&errdetails.ErrorInfo{Reason: "MIN_OFFSET_NOT_REACHED", Domain: "presence"})
 	if err != nil {
