@@ -121,13 +121,16 @@ func replay(ctx context.Context, cfg Config, filter replayFilter, dryRun bool, l
 	if err != nil {
 		return fmt.Errorf("%w; to begin again does no harm", err)
 	}
-	verb := "produced"
+	facts := "facts produced"
 	if dryRun {
-		verb = "would be produced"
+		facts = "facts that would be produced"
 	}
-	_, err = fmt.Fprintf(out, "%d letters: %d decoded, giving %d facts, which %s; %d needed none; %d still cannot be decoded; %d are of clusters that are not configured here\n",
-		r.letters, r.decoded, r.facts, verb, r.ignored, r.dead, r.foreign)
-	return err
+	_, err = fmt.Fprintf(out, "letters: %d; decoded: %d; %s: %d; without facts: %d; still not decoded: %d; of clusters not configured here: %d\n",
+		r.letters, r.decoded, facts, r.facts, r.ignored, r.dead, r.foreign)
+	if err != nil {
+		return fmt.Errorf("print what became of the letters: %w", err)
+	}
+	return nil
 }
 
 // replayCluster is how the messages of a cluster are read.

@@ -79,7 +79,7 @@ func TestReplay(t *testing.T) {
 		`connected of "VIN0000001", fact `, "still cannot be decoded: not_json", `of cluster "eu-1", which is not configured here`, "nothing about a client: retained",
 		"the letter has only the first", "tells about a node", "still cannot be decoded: other_broker", `connected of "VIN0000001", fact `,
 	}
-	wants(run("--dry-run"), append(lines, "8 letters: 2 decoded, giving 2 facts, which would be produced; 2 needed none; 3 still cannot be decoded; 1 are of clusters")...)
+	wants(run("--dry-run"), append(lines, "letters: 8; decoded: 2; facts that would be produced: 2; without facts: 2; still not decoded: 3; of clusters not configured here: 1")...)
 	r := k.reader(t)
 	end := func(key string) {
 		t.Helper()
@@ -92,7 +92,7 @@ func TestReplay(t *testing.T) {
 	}
 	end("dry")
 	r.want(1)
-	wants(run(), append(lines, "which produced")...)
+	wants(run(), append(lines, "facts produced: 2")...)
 	end("once")
 	r.want(3)
 	f := r.facts[1]
@@ -102,8 +102,8 @@ func TestReplay(t *testing.T) {
 	if r.copies != 1 {
 		t.Errorf("%d copies: two letters of one event give one fact", r.copies)
 	}
-	wants(run("--reason", "other"), `connected of "VIN0000001"`, "1 letters: 1 decoded")
-	wants(run("--since", time.UnixMilli(received+1).UTC().Format(time.RFC3339Nano)), `connected of "VIN0000001"`, "1 letters: 1 decoded")
+	wants(run("--reason", "other"), `connected of "VIN0000001"`, "letters: 1; decoded: 1")
+	wants(run("--since", time.UnixMilli(received+1).UTC().Format(time.RFC3339Nano)), `connected of "VIN0000001"`, "letters: 1; decoded: 1")
 	end("again")
 	r.want(4)
 	if r.copies != 3 {

@@ -34,9 +34,11 @@ type fake struct {
 	presencev1.UnimplementedPresenceServiceServer
 	clients []*presencev1.Client
 	watch   func(*presencev1.WatchClientsRequest, grpc.ServerStreamingServer[presencev1.WatchClientsResponse]) error
-	fail    error // of GetStatus
+	fail    error // of GetStatus and DeleteClient
 
 	mu            sync.Mutex
+	fails         int // how often they fail; 0: always
+	deletions     int
 	authorization []string
 	batches       []int
 	cluster       string // of the last GetStatus
@@ -70,19 +72,19 @@ func newFake() *fake {
 	return f
 }
 
-func (f *fake) start(t *testing.T) (addr string) {
+func (f *fake) start(t *testing.T, opts ...grpc.ServerOption) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(
+	server := grpc.NewServer(append(opts,
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			f.mu.Lock()
 			f.authorization = metadata.ValueFromIncomingContext(ctx, "authorization")
 			f.mu.Unlock()
 			return handler(ctx, req)
-		}))
+		}))...)
 	presencev1.RegisterPresenceServiceServer(server, f)
 	done := make(chan struct{})
 	go func() {
@@ -104,14 +106,26 @@ func (f *fake) find(id string) *presencev1.Client {
 	return f.clients[i]
 }
 
+// failure returns the error of a call that is to fail; mu must be held.
+func (f *fake) failure() error {
+	err := f.fail
+	if f.fails > 0 {
+		if f.fails--; f.fails == 0 {
+			f.fail = nil
+		}
+	}
+	return err
+}
+
 func (f *fake) GetStatus(_ context.Context, req *presencev1.GetStatusRequest) (*presencev1.GetStatusResponse, error) {
 	f.mu.Lock()
 	f.cluster = req.GetCluster()
+	err := f.failure()
 	f.mu.Unlock()
 	c := f.find(req.GetClientId())
 	switch {
-	case f.fail != nil:
-		return nil, f.fail
+	case err != nil:
+		return nil, err
 	case c == nil:
 		return &presencev1.GetStatusResponse{Status: offline, StatusReason: "never_seen"}, nil
 	}
@@ -225,6 +239,13 @@ func (f *fake) ListNodes(context.Context, *presencev1.ListNodesRequest) (*presen
 }
 
 func (f *fake) DeleteClient(_ context.Context, req *presencev1.DeleteClientRequest) (*presencev1.DeleteClientResponse, error) {
+	f.mu.Lock()
+	f.deletions++
+	err := f.failure()
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	answer := &presencev1.DeleteClientResponse{ClientId: req.GetClientId(), Cluster: "default", AsOf: ago(0), Partition: 2, Offset: 40, Applied: true, EventsGoneBy: ago(-7 * 24 * time.Hour)}
 	if req.GetClientId() == "dev2" {
 		answer.Applied, answer.EventsGoneBy = false, nil

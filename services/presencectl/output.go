@@ -153,6 +153,9 @@ func (t *table) render(coloured bool) string {
 	}
 	var b strings.Builder
 	for n, row := range rows {
+		for len(row) > 0 && row[len(row)-1] == "" {
+			row = row[:len(row)-1]
+		}
 		for i, c := range row {
 			text := c
 			if coloured && (n > 0 || t.headless) && strings.HasSuffix(t.header[i], "STATUS") {

@@ -86,7 +86,7 @@ func (r *replay) run(ctx context.Context, dryRun, yes bool) error {
 		return nil
 	}
 	if !yes {
-		question := fmt.Sprintf("Produce %d records to %s again?", len(r.chosen), eventlog.TopicClientEvents)
+		question := fmt.Sprintf("Produce %s to %s again?", number(int64(len(r.chosen)), "record"), eventlog.TopicClientEvents)
 		if err := a.confirm(question); err != nil {
 			return err
 		}
@@ -242,7 +242,7 @@ func (r *replay) tellBridge() {
 	if r.filter.reason != "" {
 		command += " --reason=" + shellQuote(r.filter.reason)
 	}
-	r.app.note("%d letters are messages of MQTT brokers. The bridge decodes them again; with its own flags, environment or --config, and first with --dry-run:", r.counts[forBridge])
+	r.app.note("of MQTT brokers: %s. The bridge decodes such again, with its own flags, environment or --config; first with --dry-run:", number(int64(r.counts[forBridge]), "letter"))
 	r.app.note("  %s", command)
 }
 

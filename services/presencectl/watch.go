@@ -164,9 +164,9 @@ func (w *watch) delay(err error) time.Duration {
 	return d/2 + rand.N(d/2)
 }
 
-// farewell says how to go on.
+// farewell says how to go on, if the watch has come anywhere.
 func (w *watch) farewell() {
-	if token := w.req.GetResumeToken(); token != "" {
+	if token := w.req.GetResumeToken(); token != "" && w.began {
 		w.app.note("go on from here with --resume-token %s", cell(token))
 	}
 }

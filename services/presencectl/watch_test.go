@@ -3,6 +3,7 @@ package presencectl
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -140,7 +141,7 @@ func TestWatchSnapshotAndJSON(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: errors that trying again does not mend end the watch, with the last token.
+// TestWatchEnds: errors that trying again does not mend end the watch, with the last token if it has come anywhere.
 func TestWatchEnds(t *testing.T) {
 	for _, c := range []struct {
 		code codes.Code
@@ -152,9 +153,17 @@ func TestWatchEnds(t *testing.T) {
 		{codes.Unimplemented, "older"},
 	} {
 		_, errOut, code := watched(t, []string{"--resume-token", "t1"}, func(*presencev1.WatchClientsRequest, watchStream) error { return status.Error(c.code, "no") })
-		if code != exitError || !strings.Contains(errOut, c.want) || !strings.Contains(errOut, "--resume-token t1") {
+		if code != exitError || !strings.Contains(errOut, c.want) || strings.Contains(errOut, "--resume-token t1") {
 			t.Errorf("%v: exit %d: %s", c.code, code, errOut)
 		}
+	}
+	_, errOut, code := watched(t, nil, func(_ *presencev1.WatchClientsRequest, s watchStream) error {
+		return errors.Join(send(s, transition("dev1", online, "t2")), status.Error(codes.OutOfRange, "gone"))
+	}, func(*presencev1.WatchClientsRequest, watchStream) error {
+		return status.Error(codes.OutOfRange, "gone")
+	})
+	if code != exitError || !strings.Contains(errOut, "--resume-token t2") {
+		t.Errorf("exit %d: %s", code, errOut)
 	}
 	// A service that was never there is not waited for without end.
 	r := newRunner(t)
