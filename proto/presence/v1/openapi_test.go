@@ -70,9 +70,12 @@ func TestOpenAPIStatesErrorAnswers(t *testing.T) {
 			}
 			continue
 		}
-		codes := []string{"400", "401", "403", "429", "503"}
+		codes := []string{"400", "401", "403", "414", "429", "500", "503", "504"}
 		if strings.HasPrefix(call, "GET /v1/clients/{client_id}") {
 			codes = append(codes, "404")
+		}
+		if strings.HasPrefix(call, "POST /v1/") {
+			codes = append(codes, "413")
 		}
 		for _, code := range codes {
 			answer, ok := at(op, "responses", code).(map[string]any)
