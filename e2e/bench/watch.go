@@ -35,8 +35,8 @@ const (
 
 // change is a transition that was caused.
 type change struct {
-	client   int
 	id       string
+	node     string
 	username string
 	online   bool
 	ms       int64 // event time, and when it was produced
@@ -69,7 +69,7 @@ func newWatcher(i int) *watcher {
 		w.filter.Username = name
 		w.wants = func(c *change) bool { return c.username == name }
 	case 1:
-		// The first seven digits of nine: a hundred clients.
+		// The first seven digits of nine: a hundred clients; below, six and one node of five: two hundred.
 		prefix := clientID(r.IntN(watchedClients))[:7]
 		w.filter.Prefix = prefix
 		w.wants = func(c *change) bool { return strings.HasPrefix(c.id, prefix) }
@@ -83,10 +83,9 @@ func newWatcher(i int) *watcher {
 		}
 		w.wants = func(c *change) bool { return ids[c.id] }
 	case 3:
-		// To or from unknown: nothing may come.
-		name := username(r.IntN(usernames))
-		w.filter.Username, w.filter.Status = name, presenceclient.StatusUnknown
-		w.wants = func(*change) bool { return false }
+		at, prefix := node(r.IntN(nodes)), clientID(r.IntN(watchedClients))[:6]
+		w.filter.Node, w.filter.Prefix = at, prefix
+		w.wants = func(c *change) bool { return c.node == at && strings.HasPrefix(c.id, prefix) }
 	}
 	w.filter.Heartbeat = watchHeartbeat
 	w.filter.Interrupted = func(error) {
@@ -235,7 +234,7 @@ func nextChange(r *rand.Rand, open []presence.Fact) (change, presence.Fact) {
 	i := r.IntN(len(open))
 	// Stamps of one client grow, whatever the clock does.
 	ms := max(time.Now().UnixMilli(), open[i].TimeMS+1)
-	c := change{client: i, id: clientID(i), username: username(i), online: open[i].Kind != presence.Opened, ms: ms}
+	c := change{id: clientID(i), node: node(i), username: username(i), online: open[i].Kind != presence.Opened, ms: ms}
 	f := openedAt(i, ms)
 	if !c.online {
 		f = closedAt(open[i], ms)
