@@ -168,7 +168,18 @@ func (w *rowWorld) nodeFact() {
 	w.nodeMS = w.nowMS - w.random.Int64N(4000)
 	f := started(pick(w, worldNodes), w.nodeMS)
 	f.Cluster = pick(w, worldClusters)
-	switch w.random.IntN(4) {
+	switch w.random.IntN(7) {
+	case 4, 5:
+		// Whether a client that was never seen is offline follows the feed.
+		f = presence.NodeFact{ID: fmt.Sprint(w.nodeAt), Kind: presence.Feed, Cluster: f.Cluster, Bridge: "bridge", ReceivedMS: t0 + w.nowMS, LeaseMS: 1000}
+		if w.random.IntN(2) == 0 {
+			f.CompleteSinceMS, f.ResyncedMS = t0+w.nowMS, t0+w.nowMS
+		}
+	case 6:
+		f.Node, f.Kind, f.StartedMS, f.StartedReceivedMS = fmt.Sprint("joins-", w.nodeAt), presence.NodeAlive, 0, 0
+		if w.random.IntN(2) == 0 {
+			f.Kind = presence.NodeGone // so that the others count again
+		}
 	case 0:
 		f.Kind, f.StartedMS, f.StartedReceivedMS = presence.NodeGone, 0, 0
 	case 1:
