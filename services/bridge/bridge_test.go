@@ -30,6 +30,7 @@ func TestFactsReachKafka(t *testing.T) {
 	b.heartbeat(time.Minute)
 	r.waitReady(t)
 	b.open("plant1/line 2", 1_760_000_000_123)
+	b.publish("$SYS/brokers/emqx@n1/version", "5.8.6", 1)
 	b.publish("$SYS/brokers/emqx@n1/clients/x/connected", "{", 1)
 	b.publish("$SYS/brokers/emqx@n1/clients/dev\xff/connected", `{"clientid":"dev`+"\xff"+`","protocol":"mqtt","connected_at":1,"ts":1}`, 1)
 	b.open("日本", 1_760_000_000_124)
@@ -52,7 +53,7 @@ func TestFactsReachKafka(t *testing.T) {
 			t.Fatal(err)
 		}
 		reasons[d.Reason] = true
-		if d.Source != eventlog.SourceMQTT || d.Cluster != "default" {
+		if d.Source != eventlog.SourceMQTT || d.Cluster != "default" || d.QoS != 1 || d.Version != "$SYS/brokers/emqx@n1/version 5.8.6" {
 			t.Errorf("dead letter %+v", d)
 		}
 	}

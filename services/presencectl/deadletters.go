@@ -31,7 +31,8 @@ func (a *app) deadLettersCommand() *cobra.Command {
 		Short:   "Look at what could not be decoded, and try it again",
 		Long: `What bridge and materializer cannot decode goes to the topic presence.dead-letters.v1, with origin and reason, and is kept for 14 days.
 These commands read that topic from Kafka itself: a dead letter holds whatever a broker sent, so that it is no part of what the query
-service answers, and who may read it is up to Kafka's own rules.`,
+service answers, and who may read it is up to Kafka's own rules. With --cluster, or a context that has one, letters that are known to
+be of another cluster are left out.`,
 		Example: `  presencectl dead-letters list --kafka-brokers 127.0.0.1:9092
   presencectl dead-letters replay --kafka-brokers 127.0.0.1:9092 --dry-run`,
 		Args: a.noArgs,

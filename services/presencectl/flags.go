@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -88,6 +89,11 @@ func (a *app) filterFlags(cmd *cobra.Command, f *clientFilter, status string) {
 }
 
 func (f *clientFilter) validate() error {
+	for flag, text := range map[string]string{"node": f.node, "username": f.username, "client-id-prefix": f.prefix} {
+		if !utf8.ValidString(text) {
+			return fmt.Errorf("--%s: is not valid UTF-8", flag)
+		}
+	}
 	switch f.status {
 	case "", online, offline, unknown:
 		return nil
