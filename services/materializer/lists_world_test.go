@@ -145,7 +145,7 @@ func (w *rowWorld) fact() string {
 		f = presence.Fact{Kind: presence.Forgotten, ClientID: id, TimeMS: t0 + w.nowMS, ReceivedMS: t0 + w.nowMS, AsOfMS: t0 + w.nowMS - w.random.Int64N(5000), Source: "test"}
 	case 14:
 		f = closedAt(id, node, 0, w.nowMS) // a stranger's
-		f.Connection, f.ConnectedAtMS, f.Reason = "", 0, presence.ReasonNotAuthorized
+		f.Dialect, f.Node, f.Connection, f.ConnectedAtMS, f.Reason = presence.DialectMosquitto21, "m", fmt.Sprint("127.0.0.1:", w.nowMS), 0, presence.ReasonNotAuthorized
 	case 0, 1, 2, 3:
 		f = closedAt(id, node, w.nowMS-w.random.Int64N(10_000), w.nowMS)
 	case 4, 5:
