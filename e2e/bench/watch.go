@@ -25,7 +25,7 @@ const (
 	watchedClients = 10_000
 	// watchesPerConnection keeps below the streams that the service lets one connection have.
 	watchesPerConnection = 500
-	watchedIDs           = 100
+	watchedIDs           = 10
 	watchHeartbeat       = 10 * time.Second
 	// produceTick is the time between two batches of changes.
 	produceTick = 10 * time.Millisecond
@@ -59,7 +59,7 @@ type watcher struct {
 	err       error
 }
 
-// newWatcher returns the i-th of several kinds of watches.
+// newWatcher returns the i-th of several kinds of watches. Of 10,000, a dozen want each change.
 func newWatcher(i int) *watcher {
 	r := rand.New(rand.NewPCG(uint64(i), 23))
 	w := &watcher{began: make(chan struct{}), seen: map[string][]int64{}}
@@ -69,8 +69,8 @@ func newWatcher(i int) *watcher {
 		w.filter.Username = name
 		w.wants = func(c *change) bool { return c.username == name }
 	case 1:
-		// The first seven digits of nine: a hundred clients; below, six and one node of five: two hundred.
-		prefix := clientID(r.IntN(watchedClients))[:7]
+		// The first eight digits of nine: ten clients. Below, seven and one node of five: twenty.
+		prefix := clientID(r.IntN(watchedClients))[:8]
 		w.filter.Prefix = prefix
 		w.wants = func(c *change) bool { return strings.HasPrefix(c.id, prefix) }
 	case 2:
@@ -83,7 +83,7 @@ func newWatcher(i int) *watcher {
 		}
 		w.wants = func(c *change) bool { return ids[c.id] }
 	case 3:
-		at, prefix := node(r.IntN(nodes)), clientID(r.IntN(watchedClients))[:6]
+		at, prefix := node(r.IntN(nodes)), clientID(r.IntN(watchedClients))[:7]
 		w.filter.Node, w.filter.Prefix = at, prefix
 		w.wants = func(c *change) bool { return c.node == at && strings.HasPrefix(c.id, prefix) }
 	}
