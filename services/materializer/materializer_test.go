@@ -94,7 +94,10 @@ func TestGoesOnFromTheStoreAfterARestart(t *testing.T) {
 func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 	l := newLog(t)
 	good, other := opened("a", "n1", 0), opened("a", "n1", 0)
-	bad := &kgo.Record{Topic: eventlog.TopicClientEvents, Key: eventlog.ClientKey("default", "a"), Value: []byte(`{"type":`), Timestamp: time.UnixMilli(t0)}
+	bad := &kgo.Record{
+		Topic: eventlog.TopicClientEvents, Key: eventlog.ClientKey("default", "a"), Value: []byte(`{"type":`), Timestamp: time.UnixMilli(t0),
+		Headers: []kgo.RecordHeader{{Key: "trace", Value: []byte("1")}},
+	}
 	mismatch := eventlog.FactRecord(&other, eventlog.JSON)
 	mismatch.Key = eventlog.ClientKey("default", "b")
 	l.produce(bad, mismatch)
@@ -108,6 +111,10 @@ func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 	for _, d := range l.deadLetters(3) {
 		got = append(got, fmt.Sprintf("%s %s %s", d.Source, d.Topic, d.Reason))
 		if d.Topic == eventlog.TopicClientEvents && d.Reason == reasonBadRecord && (d.Offset != bad.Offset || d.Partition != bad.Partition || string(d.Payload) != `{"type":` || d.Cluster != "default") {
+			t.Errorf("dead letter is %+v", d)
+		}
+		// A replay produces the record as it was.
+		if d.Offset == bad.Offset && d.Partition == bad.Partition && d.Topic == bad.Topic && (string(d.Key) != string(bad.Key) || len(d.Headers) != 1 || d.Headers[0].Key != "trace" || d.ReceivedMS != t0) {
 			t.Errorf("dead letter is %+v", d)
 		}
 	}
