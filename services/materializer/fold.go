@@ -343,7 +343,7 @@ func (p *partition) writeRow(b *store.Batch, e *entry) {
 		e.logged, e.firstSession, e.forgotten = 0, 0, false
 		return
 	}
-	changed := !bytes.Equal(state, e.before) || e.expired
+	changed := !bytes.Equal(state, e.before)
 	if !e.found && !changed && !e.transition {
 		e.logged, e.firstSession = 0, 0 // there is no row, so there is no log
 		return
