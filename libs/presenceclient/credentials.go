@@ -91,11 +91,11 @@ var (
 func (b Basic) validate() error {
 	switch {
 	case b.User == "":
-		return errors.New("User is empty; give the name of an account")
+		return errors.New("the field User is empty; give the name of an account")
 	case strings.Contains(b.User, ":"):
-		return errors.New("User holds a colon, which no account's name can; give the name alone")
+		return errors.New("the field User holds a colon, which no account's name can; give the name alone")
 	case b.Password == nil:
-		return errors.New("Password is nil; give presenceclient.File(path) or presenceclient.Fixed(password)")
+		return errors.New("the field Password is nil; give presenceclient.File(path) or presenceclient.Fixed(password)")
 	}
 	return nil
 }
@@ -114,7 +114,7 @@ func (b Basic) RequireTransportSecurity() bool { return true }
 
 func (b Bearer) validate() error {
 	if b.Token == nil {
-		return errors.New("Token is nil; give presenceclient.File(path) or another source")
+		return errors.New("the field Token is nil; give presenceclient.File(path) or another source")
 	}
 	return nil
 }
