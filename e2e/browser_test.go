@@ -30,6 +30,7 @@ type tab struct {
 	t      *testing.T
 	ctx    context.Context
 	origin string
+	limit  time.Duration // of wait
 
 	mu       sync.Mutex
 	problems []string
@@ -74,7 +75,7 @@ func chromium(t *testing.T) context.Context {
 // content security policy, no dialog, no request that leaves the service.
 func openTab(t *testing.T, browser context.Context, origin, fragment string) *tab {
 	t.Helper()
-	b := &tab{t: t, origin: origin}
+	b := &tab{t: t, origin: origin, limit: patience}
 	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext(), chromedp.WithListener(b.observe))
 	t.Cleanup(cancel)
 	b.ctx = ctx
@@ -183,7 +184,7 @@ func eval[T any](b *tab, expression string) T {
 // wait waits until an expression is true on the page.
 func (b *tab) wait(expression string) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(b.ctx, b.limit)
 	defer cancel()
 	var last string
 	tick := time.NewTicker(20 * time.Millisecond)

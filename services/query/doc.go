@@ -16,6 +16,8 @@
 //   - An answer that the facts do not decide is "unknown", with the best belief beside it; the short call answers the belief and
 //     says so in the header Presence-Status.
 //   - An error says what is wrong and what to do, names the field, and never shows what is inside the service.
+//   - The web page at / holds no data and needs no account: it asks the calls of the contract with the credentials that its user gives it,
+//     loads nothing from elsewhere, and shows whatever a client calls itself as text.
 //   - Nobody learns from the time an answer takes whether an account exists. The cost of a password is paid once per credential.
 //
 // [Service.Run] blocks, owns its goroutines and stops within 3 seconds of its context's end. All exported methods may be called

@@ -8,7 +8,7 @@ import { ms, span, when } from "./time.js";
 import { Timeline } from "./timeline.js";
 import { closeWords, errorWords, protocolWords, reasonWords } from "./words.js";
 
-const INTERVAL = 10_000;
+const INTERVAL = 15_000;
 const LINES = 100;
 
 export function clientView(app, id, signal) {
