@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/mqtt-presence/presence/libs/presence"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 	"github.com/mqtt-presence/presence/services/materializer/store"
@@ -174,5 +176,104 @@ func TestSessions(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// setNodes makes a partition without Kafka know nodes.
+func setNodes(p *partition, facts ...presence.NodeFact) {
+	c := &presence.Cluster{}
+	for i := range facts {
+		c.Apply(&facts[i])
+	}
+	p.parts.nodes.current.Store(&nodeTable{clusters: map[string]*presence.Cluster{"default": c}, affected: -1, replaced: make(chan struct{})})
+}
+
+// A restart of a node ends its connections at that time, unless a newer connection did before; what is known by then is what is kept.
+func TestSessionsEndWithTheirNode(t *testing.T) {
+	p := sessionPartition(t, false)
+	foldFacts(t, p, 0, opened("a", "n1", 1000), opened("b", "n1", 1000), opened("b", "n2", 9000), opened("c", "n1", 1000))
+	setNodes(p, started("n1", 50_000))
+	for id, want := range map[string][]string{
+		"a": {"n1 1000 node_restarted"},
+		"b": {"n2 9000 connected", "n1 1000-~9000 superseded"},
+	} {
+		if got := sessions(read(t, p, id)); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", id, got, want)
+		}
+	}
+	foldFacts(t, p, 4, opened("a", "n1", 60_000), opened("b", "n1", 60_000), opened("c", "n1", 60_000), closedAt("c", "n1", 1000, 2000))
+	for id, want := range map[string][]string{
+		"a": {"n1 60000 connected", "n1 1000-~50000 node_restarted"},
+		"b": {"n1 60000 connected", "n2 9000-~60000 superseded", "n1 1000-~9000 superseded"},
+		"c": {"n1 60000 connected", "n1 1000-2000 normal"},
+	} {
+		if got := sessions(read(t, p, id)); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", id, got, want)
+		}
+	}
+	// A node that is silent, or gone, ends nothing, and may come back.
+	silent := started("n1", 70_000)
+	silent.Kind = presence.NodeSilent
+	alive := started("n1", 80_000)
+	alive.Kind = presence.NodeAlive
+	setNodes(p, started("n1", 50_000), silent)
+	if got := sessions(read(t, p, "a")); got[0] != "n1 60000 node_silent" {
+		t.Errorf("silent: %q", got)
+	}
+	setNodes(p, started("n1", 50_000), silent, alive)
+	if got := sessions(read(t, p, "a")); got[0] != "n1 60000 connected" || len(got) != 2 {
+		t.Errorf("back: %q", got)
+	}
+}
+
+func TestHistorySaysWhereItBegins(t *testing.T) {
+	p := sessionPartition(t, false)
+	p.parts.cfg.SessionsPerClient = 16
+	var facts []presence.Fact
+	for i := range int64(40) {
+		facts = append(facts, opened("a", "n1", 1000*(i+1)))
+	}
+	foldFacts(t, p, 0, facts...)
+	e := read(t, p, "a")
+	got := sessions(e)
+	if e.GetHistory().GetCompleteSinceMs() != t0+24_000 || len(got) != 17 || got[1] != "n1 39000-~40000 superseded" {
+		t.Errorf("complete since %d, %q", e.GetHistory().GetCompleteSinceMs()-t0, got)
+	}
+	// Turned off, and on again.
+	p.parts.cfg.SessionsPerClient = 0
+	if err := p.noteHistory(); err != nil {
+		t.Fatal(err)
+	}
+	foldFacts(t, p, 40, opened("a", "n1", 50_000), opened("a", "n1", 51_000))
+	p.parts.cfg.SessionsPerClient = 16
+	if err := p.noteHistory(); err != nil {
+		t.Fatal(err)
+	}
+	if e := read(t, p, "a"); e.GetHistory().GetCompleteSinceMs() != t0+51_005 {
+		t.Errorf("turned on again: complete since %d", e.GetHistory().GetCompleteSinceMs()-t0)
+	}
+}
+
+// A store that was filled from client-state knows what the state has, and says since when it knows all.
+func TestRestoredHistorySaysWhereItBegins(t *testing.T) {
+	l := newLog(t)
+	m := l.start(l.config(vfs.NewMem())).ready()
+	last := l.facts(opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000), opened("a", "n1", 3000), opened("a", "n2", 9000))
+	m.get("a", last)
+	whole := m.history("a")
+	if got := sessions(whole); whole.GetHistory().GetCompleteSinceMs() != 0 ||
+		!slices.Equal(got, []string{"n2 9000 connected", "n1 3000-~9000 superseded", "n1 1000-2000 normal"}) {
+		t.Errorf("complete since %d, %q", whole.GetHistory().GetCompleteSinceMs(), got)
+	}
+	m.published(l)
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	m = l.start(l.config(vfs.NewMem())).ready()
+	m.get("a", l.facts(opened("a", "n2", 12_000)))
+	restored := m.history("a")
+	if got := sessions(restored); restored.GetHistory().GetCompleteSinceMs() != t0+9005 ||
+		!slices.Equal(got, []string{"n2 12000 connected", "n2 9000-~12000 superseded", "n1 3000-~9000 superseded", "n1 1000-2000 normal"}) {
+		t.Errorf("restored: complete since %d, %q", restored.GetHistory().GetCompleteSinceMs()-t0, got)
 	}
 }
