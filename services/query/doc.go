@@ -18,6 +18,11 @@
 //   - An error says what is wrong and what to do, names the field, and never shows what is inside the service.
 //   - The web page at / holds no data and needs no account: it asks the calls of the contract with the credentials that its user gives it,
 //     loads nothing from elsewhere, and shows whatever a client calls itself as text.
+//   - A list, a count or a check is of all partitions, or it is an error: never of those alone that have an owner. A page token is bound to
+//     its call, cluster and filter, and cannot be made or changed by a caller. Between pages, a client that does not change is neither
+//     missed nor listed twice.
+//   - "Was it connected at T?" is answered online or offline only where the facts that were received decide it.
+//   - The only write is the forgotten record of DeleteClient. If Kafka does not confirm it, the error says whether it may be in the log.
 //   - Nobody learns from the time an answer takes whether an account exists. The cost of a password is paid once per credential.
 //
 // [Service.Run] blocks, owns its goroutines and stops within 3 seconds of its context's end. All exported methods may be called
