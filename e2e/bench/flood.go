@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -36,6 +37,7 @@ func measureFlood(ctx context.Context, cfg config, s *stack, t *table) (err erro
 		return err
 	}
 	s.queryConf.RateLimit = floodRate
+	s.queryConf.AuditLog = filepath.Join(s.dir, "audit.log")
 	_, rest, _ := strings.Cut(account, ":")
 	lines := account + flooder + ":" + rest
 	for i := range others {

@@ -29,9 +29,10 @@ const (
 	siegeReady   = "under way"
 	// drip is the time between two bytes of a header that never ends.
 	drip = time.Second
-	// siegeAddress is where the connections come from that do nothing useful.
-	siegeAddress = "127.0.0.2"
-	flooder      = "flooder"
+	// siegeAddresses is how many addresses the connections come from that do nothing useful: a free port is found slowly where thousands
+	// are taken.
+	siegeAddresses = 64
+	flooder        = "flooder"
 )
 
 // siege is what a hostile network does to a query service.
@@ -98,9 +99,9 @@ func (s siege) run(ctx context.Context, ready func() error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var open atomic.Int64
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(siegeAddress)}}
-	hold := func(keep func(ctx context.Context, conn net.Conn)) {
+	hold := func(i int, keep func(ctx context.Context, conn net.Conn)) {
 		wg.Go(func() {
+			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i%siegeAddresses))}}
 			for first := true; ctx.Err() == nil; first = false {
 				conn, err := dialer.DialContext(ctx, "tcp", s.HTTPAddr)
 				if first {
@@ -118,9 +119,9 @@ func (s siege) run(ctx context.Context, ready func() error) error {
 	want := int64(s.Idle + s.Slow)
 	for i := range s.Idle + s.Slow {
 		if i < s.Idle {
-			hold(keepIdle)
+			hold(i, keepIdle)
 		} else {
-			hold(keepSlow)
+			hold(i, keepSlow)
 		}
 		// Not all at once: the backlog of a listener is short.
 		if err := await(ctx, "connections", func(context.Context) error {

@@ -46,7 +46,7 @@ type audit struct {
 
 func newAudit(to string, log *slog.Logger, reg prometheus.Registerer) (*audit, error) {
 	a := &audit{
-		service: log, denied: rate.NewLimiter(auditRate, auditBurst), left: make(map[string]int),
+		service: log.With(service.KeyComponent, "audit"), denied: rate.NewLimiter(auditRate, auditBurst), left: make(map[string]int),
 		lines: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "presence_query_audit_lines_total",
 			Help: "Lines for the audit log, by outcome: written, left_out (denied calls beyond the rate, whose number is written), failed.",
@@ -58,7 +58,7 @@ func newAudit(to string, log *slog.Logger, reg prometheus.Registerer) (*audit, e
 	var w io.Writer = os.Stderr
 	switch to {
 	case "":
-		a.log = log.With(service.KeyComponent, "audit")
+		a.log = a.service
 		return a, nil
 	case auditStderr:
 	default:

@@ -3,12 +3,13 @@ package query
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"runtime"
@@ -64,10 +65,10 @@ type gate struct {
 	turns  *turns             // half of the cores: wrong passwords cannot take them all
 }
 
-// newGate reads the files of accounts and keys for the first time.
-func newGate(cfg Config, log *slog.Logger, m *metrics, reg prometheus.Registerer) (*gate, error) {
+// newGate reads the files of accounts and keys for the first time. Parent is the logger that the audit log goes to if it has no file.
+func newGate(cfg Config, log, parent *slog.Logger, m *metrics, reg prometheus.Registerer) (*gate, error) {
 	key := make([]byte, sha256.Size)
-	if _, err := rand.Read(key); err != nil {
+	if _, err := cryptorand.Read(key); err != nil {
 		return nil, fmt.Errorf("make the key of credential fingerprints: %w", err)
 	}
 	g := &gate{
@@ -103,7 +104,7 @@ func newGate(cfg Config, log *slog.Logger, m *metrics, reg prometheus.Registerer
 	}
 	// Last, as it opens a file.
 	var err error
-	g.audit, err = newAudit(cfg.AuditLog, log, reg)
+	g.audit, err = newAudit(cfg.AuditLog, parent, reg)
 	return g, err
 }
 
@@ -179,7 +180,7 @@ func (g *gate) knock(ctx context.Context, address netip.Addr) (limited, error) {
 		return l, nil
 	}
 	g.metrics.refused.WithLabelValues(refusedAddress).Inc()
-	g.hold(ctx, g.address, u)
+	g.hold(ctx, u)
 	return l, retryLater(codes.ResourceExhausted, "your address has used up its rate of requests; slow down and ask again", q.wait)
 }
 
@@ -212,7 +213,7 @@ func (p *pass) charge(ctx context.Context, n int) error {
 		return nil
 	}
 	wait := p.quota.wait
-	p.gate.hold(ctx, p.gate.account, p.usage)
+	p.gate.hold(ctx, p.usage)
 	return p.refuse(refusedRate, retryLater(codes.ResourceExhausted, "the account has used up its rate of requests; slow down and ask again", wait))
 }
 
@@ -224,16 +225,16 @@ func (p *pass) limits() limited {
 	return limited{p.gate.account, p.quota}
 }
 
-// hold waits before an answer that the rate is used up, if there have been as many of them as the rate allows requests.
-func (g *gate) hold(ctx context.Context, l *rateLimit, u *usage) {
-	if l.take(&u.refusals, time.Now(), 1).wait == 0 {
+// hold waits before an answer that the rate is used up, if there have been many of them.
+func (g *gate) hold(ctx context.Context, u *usage) {
+	if prompt.take(&u.refusals, time.Now(), 1).wait == 0 {
 		return
 	}
 	defer g.held.Add(-1)
 	if g.held.Add(1) > maxHoldings {
 		return
 	}
-	pause := time.NewTimer(holdRefused)
+	pause := time.NewTimer(holdRefused/2 + rand.N(holdRefused/2))
 	defer pause.Stop()
 	select {
 	case <-pause.C:

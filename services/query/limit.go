@@ -12,9 +12,13 @@ import (
 )
 
 const (
-	// holdRefused is how long an answer is held back that says for the nth time that a rate is used up. It is the least Retry-After, so
-	// nobody who waits as long as told meets it, and a flood in a closed loop slows itself down.
+	// holdRefused is how long an answer is held back at most, and half of it at least, that says once more that a rate is used up. It is the
+	// least Retry-After, so nobody who waits as long as told meets it, and a flood in a closed loop slows itself down. It is drawn, so
+	// that those who are held do not all come back at once.
 	holdRefused = time.Second
+	// promptRefusals is how many of these answers are given at once, and promptPerSecond how many of them come back in a second.
+	promptRefusals  = 10
+	promptPerSecond = 1
 	// maxHoldings bounds the answers held back at a time; those beyond are given at once.
 	maxHoldings = 10_000
 	// maxTracked bounds the addresses, and the token subjects, whose use is remembered.
@@ -51,6 +55,9 @@ func newRateLimit(name string, perSecond float64, burst int) *rateLimit {
 	l.policy = fmt.Sprintf("%q;q=%.0f;w=%.0f", name, min(quota, maxSFInteger), min(window, maxSFInteger))
 	return l
 }
+
+// prompt limits the refusals that are told at once.
+var prompt = &rateLimit{perSecond: promptPerSecond, burst: promptRefusals}
 
 // maxSFInteger is the largest integer of a structured field.
 const maxSFInteger = 999_999_999_999_999
@@ -107,7 +114,7 @@ func (l *rateLimit) item(q quota) string {
 // usage is what an account, a token's subject or an address uses.
 type usage struct {
 	requests bucket
-	refusals bucket       // told at once that requests is empty
+	refusals bucket       // of prompt: told at once that requests is empty
 	streams  atomic.Int64 // open
 	last     atomic.Int64 // unix ns of the last use
 }

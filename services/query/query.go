@@ -56,12 +56,13 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	parent := log
 	log = log.With(service.KeyComponent, "query")
 	m, err := newMetrics(reg)
 	if err != nil {
 		return nil, err
 	}
-	g, err := newGate(cfg, log, m, reg)
+	g, err := newGate(cfg, log, parent, m, reg)
 	if err != nil {
 		return nil, err
 	}
