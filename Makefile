@@ -91,7 +91,7 @@ bench: ## Run the Go benchmarks, the load tool against an embedded Presence, and
 	go run ./e2e/bench $(BENCH_ARGS)
 
 .PHONY: e2e
-e2e: ## Run the scenarios over real Kafka, a real broker and our images (needs Docker).
+e2e: ## Run the scenarios over real Kafka, a real broker and our images, and in Chromium (needs Docker).
 	@if docker info >/dev/null 2>&1; then \
 		exec $(MAKE) e2e-docker; \
 	elif [ "$${PRESENCE_E2E_REQUIRE_DOCKER:-}" = 1 ]; then \

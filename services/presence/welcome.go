@@ -57,6 +57,7 @@ func (p *Presence) text() string {
 	} else {
 		row("MQTT", strings.Join(p.cfg.MQTT.URLs, ", "))
 	}
+	row("web page", rest+"/")
 	row("REST", rest+"  (calls: "+rest+"/openapi.json)")
 	row("gRPC", reachable(p.GRPCAddr().String()))
 	if p.kafka != nil {
