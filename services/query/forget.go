@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"google.golang.org/grpc/codes"
@@ -164,11 +165,14 @@ func (f *forgetter) failure(ctx context.Context, err error, maybe bool) error {
 	if errors.Is(err, kgo.ErrMaxBuffered) {
 		return retryLater(codes.ResourceExhausted, "as many deletions wait for Kafka as may; nothing was written; ask again", retryDelay)
 	}
+	if refused := (*kerr.Error)(nil); errors.As(err, &refused) && !refused.Retriable {
+		maybe = false
+	}
 	f.log.WarnContext(ctx, "deletion not confirmed by kafka", "may_be_written", maybe, service.KeyError, err)
 	if maybe {
 		return unavailable("Kafka did not confirm the deletion in time: it may have been written, and will be applied then; ask again, which does no harm")
 	}
-	return unavailable("Kafka could not be reached: the deletion was not written; ask again")
+	return unavailable("the deletion was not written: Kafka could not be reached or refused it; ask again, or see the service's log")
 }
 
 // goneBy returns when client-events holds no record of before now any more; nil if it keeps records without a limit of time, or if Kafka

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -156,6 +157,39 @@ func TestDeletionThatKafkaDoesNotConfirm(t *testing.T) {
 	})
 	if said := try(); !strings.Contains(said, "may have been written") {
 		t.Errorf("the record was sent, and the answer is %s", said)
+	}
+}
+
+// An answer of Kafka's that is final says that nothing was written.
+func TestDeletionThatKafkaRefuses(t *testing.T) {
+	cluster, kafka := eventlogtest.NewCluster(t)
+	eventlogtest.Ensure(t, kafka)
+	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		request, ok := r.(*kmsg.ProduceRequest)
+		if !ok {
+			return nil, nil, false
+		}
+		response, ok := request.ResponseKind().(*kmsg.ProduceResponse)
+		if !ok {
+			return nil, nil, false
+		}
+		for _, topic := range request.Topics {
+			answer := kmsg.NewProduceResponseTopic()
+			answer.Topic, answer.TopicID = topic.Topic, topic.TopicID
+			for _, p := range topic.Partitions {
+				refused := kmsg.NewProduceResponseTopicPartition()
+				refused.Partition, refused.ErrorCode = p.Partition, kerr.TopicAuthorizationFailed.Code
+				answer.Partitions = append(answer.Partitions, refused)
+			}
+			response.Topics = append(response.Topics, answer)
+		}
+		return response, nil, true
+	})
+	s := deleting(t, kafka, readertest.NewFake(kafka.Partitions), 5*time.Second)
+	_, err := s.rpc.DeleteClient(as(t, "admin"), &presencev1.DeleteClientRequest{ClientId: "dev1"})
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "was not written") {
+		t.Error(err)
 	}
 }
 
