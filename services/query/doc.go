@@ -23,7 +23,14 @@
 //     missed nor listed twice.
 //   - "Was it connected at T?" is answered online or offline only where the facts that were received decide it.
 //   - The only write is the forgotten record of DeleteClient. If Kafka does not confirm it, the error says whether it may be in the log.
-//   - Nobody learns from the time an answer takes whether an account exists. The cost of a password is paid once per credential.
+//   - Nobody learns from the time an answer takes whether an account exists, or how its password is kept. The cost of a password is paid
+//     once per credential, and who tries many queues behind himself.
+//   - There is no anonymous access to data: a caller is an account with a password, an account that a client certificate stands for, or the
+//     subject of a bearer token that a key of the JWKS file has signed.
+//   - Who asks beyond a rate is refused, told when to come back, and slowed down if he does not wait. Connections, streams and the time that
+//     a request may take are bounded, so that one caller does not take another's place.
+//   - Every denied call and every call that needs admin is written to the audit log, or counted there.
+//   - Accounts, keys and certificates are read again when their files change, without a request lost; what is wrong changes nothing.
 //
 // [Service.Run] blocks, owns its goroutines and stops within 3 seconds of its context's end. All exported methods may be called
 // from several goroutines. Metrics are labelled by call and outcome, never by client ID.
