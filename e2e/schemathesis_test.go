@@ -12,9 +12,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,10 +22,6 @@ import (
 
 const (
 	schemathesisTimeout = 10 * time.Minute
-	// schemathesisPassword is that of all accounts of accountsOfEach, which have a hash of it of the least cost.
-	schemathesisPassword = "correct horse"
-	accountsOfEach       = "admin:$2a$04$GRWdR9u4M8eLKhMi0PZpoeOG6ff.0cuyK2j0H32eOd1cJOZ4YvvbO:connect,read,admin\n" +
-		"connect:$2a$04$GRWdR9u4M8eLKhMi0PZpoeOG6ff.0cuyK2j0H32eOd1cJOZ4YvvbO:connect\n"
 
 	watchesTried = 150
 	// watchRead is how long a stream is read.
@@ -37,12 +31,10 @@ const (
 // TestSchemathesis sends what /openapi.json allows, and what it does not, with an account that may do all and one that may do little.
 func TestSchemathesis(t *testing.T) {
 	t.Parallel()
-	accounts := filepath.Join(t.TempDir(), "accounts")
-	must(t, os.WriteFile(accounts, []byte(accountsOfEach), 0o600))
 	// Each refusal is a line of the audit log, at the level warn.
-	a := newAllInOne(t, "--accounts-file", accounts, "--log-level", "error")
+	a := newAllInOne(t, "--accounts-file", writeAccounts(t), "--log-level", "error")
 	a.start(t)
-	tgt := Target{MQTT: a.flag("mqtt-addr"), REST: a.flag("http-addr"), User: "admin", Password: schemathesisPassword}
+	tgt := Target{MQTT: a.flag("mqtt-addr"), REST: a.flag("http-addr"), User: "admin", Password: accountsPassword}
 	// The clients of the dictionary in schemathesis.toml.
 	for _, id := range []string{"dev1", "a/b", "+", "%2F", "..", "ü", "<img src=x onerror=alert(1)>"} {
 		connect(t, tgt, id)
@@ -52,7 +44,7 @@ func TestSchemathesis(t *testing.T) {
 		t.Run(account, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), schemathesisTimeout)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, "./schemathesis/run.sh", "http://"+tgt.REST, account, schemathesisPassword)
+			cmd := exec.CommandContext(ctx, "./schemathesis/run.sh", "http://"+tgt.REST, account, accountsPassword)
 			cmd.WaitDelay = callTimeout
 			out, err := cmd.CombinedOutput()
 			if err != nil {

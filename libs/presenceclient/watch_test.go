@@ -83,7 +83,7 @@ func TestWatch(t *testing.T) {
 		fake.SetOnline("b")
 		fake.SetUnknown("a", "node_silent", true)
 		fake.Forget("a")
-		f.want(t, "a online>offline, a offline>unknown, removed a unknown>offline")
+		f.want(t, "a online>offline, a offline>unknown, a unknown>offline, removed a >")
 		tick(16 * time.Second)
 		f.want(t, "heartbeat")
 		fake.Skip(7)

@@ -252,10 +252,16 @@ func (f *Fake) forget(k key) {
 		return
 	}
 	delete(f.clients, k)
-	gone := transition(known.now, known.now.GetStatus())
-	gone.Status, gone.StatusReason, gone.Belief, gone.Time = presenceclient.StatusOffline, "forgotten", presenceclient.StatusOffline, timestamppb.Now()
-	gone.EventOffset = int64(len(f.log))
-	f.append(&presencev1.WatchClientsResponse{Type: presenceclient.EventRemoved, Transition: gone})
+	now := timestamppb.Now()
+	if known.now.GetStatus() != presenceclient.StatusOffline {
+		f.append(&presencev1.WatchClientsResponse{Type: presenceclient.EventTransition, Transition: &presencev1.ClientTransition{
+			ClientId: k.id, Cluster: k.cluster, Status: presenceclient.StatusOffline, PreviousStatus: known.now.GetStatus(),
+			StatusReason: reasonNeverSeen, Belief: presenceclient.StatusOffline, Time: now, EventOffset: int64(len(f.log)),
+		}})
+	}
+	f.append(&presencev1.WatchClientsResponse{Type: presenceclient.EventRemoved, Transition: &presencev1.ClientTransition{
+		ClientId: k.id, Cluster: k.cluster, StatusReason: "forgotten", Time: now, EventOffset: int64(len(f.log)),
+	}})
 }
 
 // append adds to the log and wakes the watches.

@@ -151,15 +151,16 @@ func with(event *presencev1.WatchClientsResponse, next int) *presencev1.WatchCli
 	return message
 }
 
-// watches reports whether a watch wants a transition.
+// watches reports whether a watch wants an event. That a client was removed says nothing but its ID, and is told to whoever may have it.
 func watches(req *presencev1.WatchClientsRequest, event *presencev1.WatchClientsResponse) bool {
 	t := event.GetTransition()
-	return t.Cluster == clusterOf(req.GetCluster()) &&
+	if t.Cluster != clusterOf(req.GetCluster()) || !strings.HasPrefix(t.ClientId, req.GetClientIdPrefix()) ||
+		len(req.GetClientIds()) != 0 && !slices.Contains(req.GetClientIds(), t.ClientId) {
+		return false
+	}
+	return event.GetType() == presenceclient.EventRemoved ||
 		(req.GetStatus() == "" || t.Status == req.GetStatus() || t.PreviousStatus == req.GetStatus()) &&
-		(req.GetNode() == "" || t.Node == req.GetNode()) &&
-		(req.GetUsername() == "" || t.Username == req.GetUsername()) &&
-		strings.HasPrefix(t.ClientId, req.GetClientIdPrefix()) &&
-		(len(req.GetClientIds()) == 0 || slices.Contains(req.GetClientIds(), t.ClientId))
+			(req.GetNode() == "" || t.Node == req.GetNode()) && (req.GetUsername() == "" || t.Username == req.GetUsername())
 }
 
 // debounce holds the transitions of clients that may not have come to rest, the one that rests for longest first.
