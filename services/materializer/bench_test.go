@@ -64,22 +64,27 @@ func benchRecords(n, clients int) []*kgo.Record {
 }
 
 // BenchmarkFold decodes, folds and commits facts, in batches as of a replay, and of live traffic; "publish" also writes the outbox, which
-// is emptied as a publisher would; "unexplained" keeps no evidence.
+// is emptied as a publisher would; "unexplained" keeps no evidence, "unremembered" no sessions either.
 func BenchmarkFold(b *testing.B) {
 	for _, c := range []struct {
 		name     string
 		batch    int
 		publish  bool
 		evidence int
+		sessions int
 	}{
-		{"replay", catchUpBatch, false, store.DefaultEvidence}, {"replay-unexplained", catchUpBatch, false, 0},
-		{"replay-publish", catchUpBatch, true, store.DefaultEvidence}, {"replay-publish-unexplained", catchUpBatch, true, 0},
-		{"live-publish", 64, true, store.DefaultEvidence}, {"live-publish-unexplained", 64, true, 0},
+		{"replay", catchUpBatch, false, store.DefaultEvidence, store.DefaultSessions}, {"replay-unexplained", catchUpBatch, false, 0, store.DefaultSessions},
+		{"replay-unremembered", catchUpBatch, false, 0, 0},
+		{"replay-publish", catchUpBatch, true, store.DefaultEvidence, store.DefaultSessions},
+		{"replay-publish-unexplained", catchUpBatch, true, 0, store.DefaultSessions},
+		{"live-publish", 64, true, store.DefaultEvidence, store.DefaultSessions},
+		{"live-publish-unexplained", 64, true, 0, store.DefaultSessions}, {"live-publish-unremembered", 64, true, 0, 0},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			const clients = 100_000
 			records := benchRecords(8*clients, clients)
 			p := benchPartition(b, c.publish, c.evidence)
+			p.parts.cfg.SessionsPerClient = c.sessions
 			b.ReportAllocs()
 			b.ResetTimer()
 			done := 0

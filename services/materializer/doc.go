@@ -23,6 +23,15 @@
 //     nodes is in every answer at once; the sweep publishes the transitions that follow.
 //   - Beside the state stands the evidence: of each client the latest facts with their offsets and outcomes, and the transitions that they
 //     or a change of nodes caused. What was folded elsewhere is not in it, and the answer says from which offset on all facts are.
+//   - Beside the state stands also the history: the latest connections that it has let go, each once, whatever came late, twice or in
+//     another order. An end is stated, or it is bounded by what followed. The answer says since when none is missing.
+//   - Expiry is a function of the log: with --expire-after a client that is offline goes once the received times of its partition have passed
+//     its latest fact by that; facts that are older still are too old. How facts are batched, when a process restarts, and when the walk
+//     that frees the space comes by, makes no difference. One bridge with a clock far ahead moves nothing. Two things a store that was
+//     filled from client-state does not know: a repeated fact that changed nothing, by which a client counts as heard of, and, where an
+//     offset goes back, how late it was then.
+//   - What was forgotten stays forgotten, in every store, also in one that is filled later, from the log or from client-state: a marker keeps
+//     out facts that come late or twice, for two weeks of the partition's time. For all who ask, it is a client never seen.
 //   - A read never reports a freshness that is newer than the rows it read.
 //
 // # Bounds

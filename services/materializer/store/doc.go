@@ -1,5 +1,5 @@
 // Package store keeps a materializer's rows, offsets and outbox in Pebble. keys.go is the one place that knows a key's layout, row.go,
-// outbox.go and evidence.go that of a value.
+// outbox.go, evidence.go and sessions.go that of a value.
 //
 // # Guarantees
 //
@@ -8,7 +8,8 @@
 //   - Commit does not wait for the disk. A crash of the process or of the machine takes a suffix of the batches, never one from between
 //     others: what is left is consistent, just older, and is folded again. Whoever tells others what is in a batch waits for
 //     [Store.Sync] first, after which nothing that was committed before can be lost.
-//   - What depends on arrival, a client's log of [Evidence], stands beside its row, is written with it and bounded in entries and bytes.
+//   - What depends on arrival, a client's log of [Evidence], stands beside its row, is written with it and bounded in entries and bytes. So does
+//     its history of every [Session] that the row's state has let go, which does not depend on arrival: histories are joined by Pebble, in any order.
 //   - A store serves one Kafka cluster and one client-events topic: [Store.Bind] refuses any other, naming both.
 //
 // A Store is safe for concurrent use; a Batch belongs to one goroutine. Byte slices passed in are copied, those passed to callbacks are
