@@ -130,3 +130,14 @@ func TestConfigErrorsNameTheOption(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A tombstone must outlive the facts that it keeps out: those in client-events.
+func TestTombstonesOutliveFacts(t *testing.T) {
+	config := map[string]map[string]string{}
+	for _, topic := range eventlog.Topics() {
+		config[topic.Name] = topic.Config
+	}
+	if got, want := config[eventlog.TopicClientState]["delete.retention.ms"], config[eventlog.TopicClientEvents]["retention.ms"]; got != want || got == "" {
+		t.Errorf("delete.retention.ms of client-state is %q, retention.ms of client-events %q", got, want)
+	}
+}
