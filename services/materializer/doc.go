@@ -1,7 +1,7 @@
 // Package materializer folds client events from Kafka into rows, and answers for them: is this client connected right now?
 //
 //	client-events --fetcher--> queue --fold--> store (rows, outbox, next offset) --publisher--> client-state
-//	node-events ---> node table -----^ sweep       ^ GetStates
+//	node-events ---> node table -----^ sweep       ^ GetStates, ListStates, GetCounts
 //
 // A process owns the partitions that its consumer group assigns to it. One goroutine per partition folds its facts, sweeps its rows after
 // a change of nodes and writes its checkpoints; beside it one publishes its outbox. Catching up and being live are one path with two
@@ -32,6 +32,10 @@
 //     offset goes back, how late it was then.
 //   - What was forgotten stays forgotten, in every store, also in one that is filled later, from the log or from client-state: a marker keeps
 //     out facts that come late or twice, for two weeks of the partition's time. For all who ask, it is a client never seen.
+//   - A list by client ID misses nobody and has nobody twice who does not change while its pages are read: while the rows do not show a change
+//     of nodes yet, or indexes are being built, the rows themselves are looked through. Totals, counts and lists by since may be off
+//     meanwhile, and say so; a list by since is refused while the indexes are being built. A call looks at no more than maxLooked rows.
+//   - Indexes are built once a partition has caught up, and when CheckStore found that they are not what the rows say and was to repair them.
 //   - A read never reports a freshness that is newer than the rows it read.
 //
 // # Bounds
@@ -42,5 +46,5 @@
 //
 // # Concurrency
 //
-// GetStates, Ready, StateAddr and Listen may be called from any goroutine at any time. Run runs once.
+// The calls of StateService, Ready, StateAddr and Listen may be called from any goroutine at any time. Run runs once.
 package materializer

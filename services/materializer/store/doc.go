@@ -10,6 +10,10 @@
 //     [Store.Sync] first, after which nothing that was committed before can be lost.
 //   - What depends on arrival, a client's log of [Evidence], stands beside its row, is written with it and bounded in entries and bytes. So does
 //     its history of every [Session] that the row's state has let go, which does not depend on arrival: histories are joined by Pebble, in any order.
+//   - What indexes and counters hold is a function of the rows alone, and is written in the batch of the row. Where that was not so from the
+//     first row on, as in the facts of an empty store, or was by rules of another version, [Indexes.Build] makes up for it; until it has, a
+//     [View] says that they are not complete.
+//   - A View shows rows, indexes and counters as they were at one moment.
 //   - A store serves one Kafka cluster and one client-events topic: [Store.Bind] refuses any other, naming both.
 //
 // A Store is safe for concurrent use; a Batch belongs to one goroutine. Byte slices passed in are copied, those passed to callbacks are
