@@ -59,12 +59,15 @@ func testConfig(t testing.TB) query.Config {
 
 func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func serve(t testing.TB, cfg query.Config, reader query.StateReader) *server {
+func serve(t testing.TB, cfg query.Config, reader query.StateReader, prepare ...func(*query.Service)) *server {
 	t.Helper()
 	s := &server{t: t, reg: prometheus.NewRegistry(), file: cfg.AccountsFile, stopped: make(chan error, 1)}
 	var err error
 	if s.service, err = query.New(cfg, reader, discardLog(), s.reg); err != nil {
 		t.Fatalf("new service: %v", err)
+	}
+	for _, p := range prepare {
+		p(s.service)
 	}
 	if err := s.service.Listen(); err != nil {
 		t.Fatalf("listen: %v", err)

@@ -243,6 +243,13 @@ func testWatchersOverRestart(t testing.TB, watchers, clients int, within time.Du
 	return second
 }
 
+// BenchmarkWatchersOverRestart is the same with 10,000 watchers.
+func BenchmarkWatchersOverRestart(b *testing.B) {
+	for b.Loop() {
+		testWatchersOverRestart(b, 10_000, 10_000, 5*time.Minute)
+	}
+}
+
 func TestWatchersOverRestart(t *testing.T) {
 	t.Run("in memory", func(t *testing.T) { testWatchersOverRestart(t, 200, 50, testTimeout) })
 	// A ring so small that all come back from before it.

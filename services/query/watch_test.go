@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -302,10 +303,20 @@ func TestWatchTokensThatAreNoMore(t *testing.T) {
 	// It is still good itself, until Kafka drops what follows.
 	again := s.watchGRPC(&presencev1.WatchClientsRequest{ResumeToken: start})
 	seen := map[string]int{}
-	for range 4 {
-		seen[expect(t, again, "transition").GetTransition().GetClientId()]++
+	for len(seen) < 4 {
+		m, err := again.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch m.GetType() {
+		case "skipped":
+			// The ring moved on while the hub was still reading: what was passed over is in Kafka.
+			again = s.watchGRPC(&presencev1.WatchClientsRequest{ResumeToken: m.GetSkipped().GetResumeToken()})
+		case "transition":
+			seen[m.GetTransition().GetClientId()]++
+		}
 	}
-	if len(seen) != 4 {
+	if slices.Max(slices.Collect(maps.Values(seen))) > 1 {
 		t.Errorf("after the start: %v", seen)
 	}
 	cut := kadm.Offsets{}
@@ -320,6 +331,7 @@ func TestWatchTokensThatAreNoMore(t *testing.T) {
 
 // A topic that is made anew ends the watches of the old one.
 func TestWatchTopicMadeAnew(t *testing.T) {
+	t.Parallel()
 	kafka := startKafka(t)
 	s := serveWatches(t, kafka)
 	w := s.watchGRPC(&presencev1.WatchClientsRequest{})
@@ -429,8 +441,7 @@ func TestWatchSnapshot(t *testing.T) {
 // A heartbeat comes although nothing happens, and HTTP's limits of time do not end a stream.
 func TestWatchOutlastsTimeouts(t *testing.T) {
 	kafka := startKafka(t)
-	s := serveWatches(t, kafka)
-	query.ShortenTimeouts(s.service, 200*time.Millisecond)
+	s := serve(t, watchConfig(t, kafka), readertest.NewFake(kafka.Partitions), func(s *query.Service) { query.ShortenTimeouts(s, 200*time.Millisecond) })
 	for name, w := range map[string]watching{
 		"gRPC": s.watchGRPC(&presencev1.WatchClientsRequest{Heartbeat: durationpb.New(time.Second)}),
 		"SSE":  s.watchSSE("heartbeat=1s"),
