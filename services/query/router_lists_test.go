@@ -132,6 +132,8 @@ func TestRouterFallsOverFromAnOwnerThatHangs(t *testing.T) {
 		f.ApplyNodes(readertest.Healthy()...)
 		f.Apply(facts...)
 	}
+	settled(t, a)
+	settled(t, b)
 	r := startRouter(t, kafka, "a", "b")
 	ready(t, r)
 	servicetest.Eventually(t, testTimeout, func() error {
