@@ -23,6 +23,8 @@
 //     missed nor listed twice.
 //   - "Was it connected at T?" is answered online or offline only where the facts that were received decide it.
 //   - The only write is the forgotten record of DeleteClient. If Kafka does not confirm it, the error says whether it may be in the log.
+//   - A watch tells every transition that its filter selects exactly once, those of one client in the order of their versions. With the token
+//     of a message it goes on after it, also at another query service or after a restart. What a slow watcher did not get is said.
 //   - Nobody learns from the time an answer takes whether an account exists, or how its password is kept. The cost of a password is paid
 //     once per credential, and who tries many queues behind himself.
 //   - There is no anonymous access to data: a caller is an account with a password, an account that a client certificate stands for, or the
