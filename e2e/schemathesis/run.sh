@@ -3,7 +3,8 @@
 # document, must never be answered with a 5xx, nor with a status, a content type or a body that the document does not have.
 #
 # Usage: run.sh URL USER PASSWORD [OPTION...]; the options go to schemathesis. It makes a virtual environment in .bin/ once, with the packages
-# of requirements.txt. SCHEMATHESIS_EXAMPLES is the number of requests for each call and phase (default 50), SCHEMATHESIS_SEED repeats a run.
+# of requirements.txt. SCHEMATHESIS_EXAMPLES is the number of requests for each call and phase (default 50), SCHEMATHESIS_SEED
+# repeats a run; without it every run is another.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 if [ $# -lt 3 ]; then
