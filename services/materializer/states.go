@@ -208,6 +208,7 @@ func healthOf(c *presence.Cluster) *presencev1.ClusterHealth {
 		f := c.Feeds[bridge]
 		h.Feeds = append(h.Feeds, &presencev1.FeedHealth{
 			Bridge: bridge, AliveMs: f.ReceivedMS, LeaseMs: f.LeaseMS, Connected: f.CompleteSinceMS != 0, DroppedCount: f.DroppedCount,
+			GapFromMs: f.GapFromMS, GapToMs: f.GapToMS, DroppedFromMs: f.DroppedFromMS, DroppedToMs: f.DroppedToMS, CompleteSinceMs: f.CompleteSinceMS,
 		})
 	}
 	if from, to, open := c.FeedGap(); open {

@@ -2,6 +2,7 @@ package query
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -37,6 +38,36 @@ type past struct {
 	gapFromMS       int64 // in a gap that nothing has healed; 0: there is none
 	gapToMS         int64 // forever while it lasts
 	nodeAliveMS     int64 // the latest heartbeat of the current connection's node
+	healed          []gap // in which events were lost; what is open by now was found out since
+}
+
+// gap is a time in which events may have been lost.
+type gap struct{ fromMS, toMS int64 }
+
+// gapsOf returns the latest interruptions and losses of the bridges that no other bridge covers. Older ones left no trace.
+func gapsOf(feeds []*presencev1.FeedHealth) []gap {
+	of := func(f *presencev1.FeedHealth) []gap {
+		var all []gap
+		for _, g := range []gap{{f.GetGapFromMs(), f.GetGapToMs()}, {f.GetDroppedFromMs(), f.GetDroppedToMs()}} {
+			if g.toMS != 0 {
+				all = append(all, g)
+			}
+		}
+		return all
+	}
+	covers := func(f *presencev1.FeedHealth, g gap) bool {
+		return f.GetCompleteSinceMs() != 0 && f.GetCompleteSinceMs() <= g.fromMS &&
+			!slices.ContainsFunc(of(f), func(own gap) bool { return own.fromMS <= g.toMS && own.toMS >= g.fromMS })
+	}
+	var gaps []gap
+	for _, f := range feeds {
+		for _, g := range of(f) {
+			if !slices.ContainsFunc(feeds, func(other *presencev1.FeedHealth) bool { return covers(other, g) }) {
+				gaps = append(gaps, g)
+			}
+		}
+	}
+	return gaps
 }
 
 // know fills in what the freshness of the client's partition and the cluster's health tell.
@@ -61,6 +92,7 @@ func (p *past) know(f *presencev1.PartitionFreshness, h *presencev1.ClusterHealt
 			p.gapToMS = gap.GetToMs()
 		}
 	}
+	p.healed = gapsOf(h.GetFeeds())
 	// Whatever was open after every node began was opened after its node began, and that was received.
 	p.heardSinceMS = forever
 	if h.GetComplete() {
@@ -90,7 +122,7 @@ func (p *past) know(f *presencev1.PartitionFreshness, h *presencev1.ClusterHealt
 //	else ........................................... offline
 //
 // A gap makes unknown what an event lost in it could change: a connection that is open may have ended in the gap, and one that nobody
-// knows of may have begun there and lasted until the next that is known.
+// knows of may have begun there and lasted until the next that is known. In one that was healed, a connection may have begun and ended.
 func (p *past) at(t *timestamppb.Timestamp) *presencev1.StatusAt {
 	v := p.decide(t.AsTime())
 	v.Time = t
@@ -181,7 +213,7 @@ func (p *past) sinceCurrent(ms int64) *presencev1.StatusAt {
 		switch {
 		case !begun:
 			return nil
-		case p.inGap(ms, p.sinceMS):
+		case p.inGap(ms, p.sinceMS), p.inHealed(ms):
 			return said("unknown", atGap, -1)
 		}
 		return said("offline", p.reason, current)
@@ -216,7 +248,7 @@ func (p *past) between(ms int64, last int) *presencev1.StatusAt {
 	switch {
 	case ms < p.completeSinceMS:
 		return said("unknown", atPruned, -1)
-	case p.inGap(ms, endedMS):
+	case p.inGap(ms, endedMS), p.inHealed(ms):
 		return said("unknown", atGap, -1)
 	case last < 0 && ms < p.heardSinceMS:
 		return said("unknown", atPruned, -1)
@@ -227,6 +259,10 @@ func (p *past) between(ms int64, last int) *presencev1.StatusAt {
 // inGap reports whether an event before ms, and after afterMS, may have been lost.
 func (p *past) inGap(ms, afterMS int64) bool {
 	return p.gapFromMS != 0 && p.gapFromMS <= ms && p.gapToMS > afterMS
+}
+
+func (p *past) inHealed(ms int64) bool {
+	return slices.ContainsFunc(p.healed, func(g gap) bool { return g.fromMS <= ms && ms <= g.toMS })
 }
 
 func said(status, reason string, session int) *presencev1.StatusAt {

@@ -102,6 +102,20 @@ func TestStatusAt(t *testing.T) {
 		{"gap before both", current("online", "connected", 8, 8, history(stated(conn{3, 5}))), gap(1, 2), "p g g O1 O1 F F F O0 O0 O0 n n"},
 		{"gap over a node that is silent", current("unknown", "node_silent", 3, 8, nil), both(aliveAt(6), gap(5, 0)), "p F F O0 O0 s0 s0 s0 s0 s0 s0 n n"},
 
+		// A gap that was healed, and one that another bridge covers.
+		{"healed gap after the end", current("offline", "closed", 3, 5, nil), healed(6, 8), "p F F O0 O0 f0 g g g f0 f0 n n"},
+		{"healed gap between two", current("online", "connected", 8, 8, history(stated(conn{1, 3}))), healed(5, 6), "p O1 O1 F F g g F O0 O0 O0 n n"},
+		{"healed gap within a connection", current("online", "connected", 3, 3, nil), healed(5, 7), "p F F O0 O0 O0 O0 O0 O0 O0 O0 n n"},
+		{"facts dropped at a bound", current("offline", "closed", 3, 5, nil), func(in *input) {
+			in.h.Feeds[0].DroppedFromMs, in.h.Feeds[0].DroppedToMs = 6000, 7000
+		}, "p F F O0 O0 f0 g g f0 f0 f0 n n"},
+		{"another bridge was there", current("offline", "closed", 3, 5, nil), both(healed(6, 8), other(0, 0)), "p F F O0 O0 f0 f0 f0 f0 f0 f0 n n"},
+		{"another bridge came later", current("offline", "closed", 3, 5, nil), both(healed(6, 8), func(in *input) {
+			other(0, 0)(in)
+			in.h.Feeds[1].CompleteSinceMs = 7000
+		}), "p F F O0 O0 f0 g g g f0 f0 n n"},
+		{"another bridge was out, too", current("offline", "closed", 3, 5, nil), both(healed(6, 8), other(8, 9)), "p F F O0 O0 f0 g g g g f0 n n"},
+
 		// What is not applied, or not heard.
 		{"applied late", current("online", "connected", 3, 3, nil), func(in *input) { in.p.AppliedTimeMs = 5000 }, "p F F O0 O0 O0 n n n n n n n"},
 		{"caught up since", current("online", "connected", 3, 3, nil), func(in *input) { in.p.CaughtUpTimeMs = 12_000 }, "p F F O0 O0 O0 O0 O0 O0 O0 O0 O0 O0"},
@@ -160,6 +174,23 @@ func newInput() *input {
 
 func aliveAt(seconds int64) func(*input) {
 	return func(in *input) { in.h.Nodes[0].AliveMs = seconds * 1000 }
+}
+
+// healed is an interruption of the first bridge that something has healed since.
+func healed(from, to int64) func(*input) {
+	return func(in *input) {
+		f := in.h.Feeds[0]
+		f.GapFromMs, f.GapToMs, f.CompleteSinceMs = from*1000, to*1000, to*1000
+	}
+}
+
+// other is a second bridge, with an interruption of its own if from is not 0.
+func other(from, to int64) func(*input) {
+	return func(in *input) {
+		in.h.Feeds = append(in.h.Feeds, &presencev1.FeedHealth{
+			Bridge: "b2", Connected: true, AliveMs: 12_000, LeaseMs: 1000, CompleteSinceMs: 1000, GapFromMs: from * 1000, GapToMs: to * 1000,
+		})
+	}
 }
 
 func both(a, b func(*input)) func(*input) {

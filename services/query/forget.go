@@ -44,7 +44,7 @@ func (a *answers) DeleteClient(ctx context.Context, req *presencev1.DeleteClient
 	defer cancel()
 	now := time.Now()
 	f := &presence.Fact{
-		Kind: presence.Forgotten, Cluster: cluster, ClientID: req.GetClientId(), AsOfMS: now.UnixMilli(), TimeMS: now.UnixMilli(),
+		Kind: presence.Forgotten, Cluster: cluster, ClientID: req.GetClientId(), AsOfMS: a.asOfMS(ctx, cluster, req.GetClientId(), now), TimeMS: now.UnixMilli(),
 		ReceivedMS: now.UnixMilli(), Source: anonymous,
 	}
 	if name := passOf(ctx).name; name != "" {
@@ -69,6 +69,21 @@ func (a *answers) DeleteClient(ctx context.Context, req *presencev1.DeleteClient
 	}
 	answer.Applied, answer.Freshness = true, a.freshness(states, e)
 	return answer, nil
+}
+
+// maxAheadMS is how far a broker node's clock may be ahead for its connections to be forgotten, too.
+const maxAheadMS = presence.MaxAgeMS
+
+// asOfMS is up to when a client is to be forgotten: now, or later where the clock of a broker node is ahead, so that what is known of the
+// client now does not outlive its deletion. If nobody says what that is, it is now.
+func (a *answers) asOfMS(ctx context.Context, cluster, clientID string, now time.Time) int64 {
+	nowMS := now.UnixMilli()
+	_, e, err := a.readFor(ctx, cluster, clientID, nil, detail{})
+	if err != nil {
+		return nowMS
+	}
+	known := max(e.GetSinceMs(), e.GetTransitionTimeMs(), e.GetConnection().GetConnectedAtMs())
+	return max(nowMS, min(known, nowMS+maxAheadMS))
 }
 
 // forgetter writes forgotten records. It connects to Kafka for the first one.

@@ -2257,14 +2257,22 @@ func (x *NodeHealth) GetSilentMs() int64 {
 }
 
 type FeedHealth struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bridge        string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
-	AliveMs       int64                  `protobuf:"varint,2,opt,name=alive_ms,json=aliveMs,proto3" json:"alive_ms,omitempty"`
-	LeaseMs       int64                  `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
-	Connected     bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
-	DroppedCount  int64                  `protobuf:"varint,5,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Bridge       string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	AliveMs      int64                  `protobuf:"varint,2,opt,name=alive_ms,json=aliveMs,proto3" json:"alive_ms,omitempty"`
+	LeaseMs      int64                  `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	Connected    bool                   `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	DroppedCount int64                  `protobuf:"varint,5,opt,name=dropped_count,json=droppedCount,proto3" json:"dropped_count,omitempty"`
+	// The latest interruption that no resumed session healed, and the latest interval of dropped facts, also if a sweep or newer generations
+	// have healed them since; 0: none.
+	GapFromMs     int64 `protobuf:"varint,6,opt,name=gap_from_ms,json=gapFromMs,proto3" json:"gap_from_ms,omitempty"`
+	GapToMs       int64 `protobuf:"varint,7,opt,name=gap_to_ms,json=gapToMs,proto3" json:"gap_to_ms,omitempty"`
+	DroppedFromMs int64 `protobuf:"varint,8,opt,name=dropped_from_ms,json=droppedFromMs,proto3" json:"dropped_from_ms,omitempty"`
+	DroppedToMs   int64 `protobuf:"varint,9,opt,name=dropped_to_ms,json=droppedToMs,proto3" json:"dropped_to_ms,omitempty"`
+	// Complete since then; 0 while the subscription is down.
+	CompleteSinceMs int64 `protobuf:"varint,10,opt,name=complete_since_ms,json=completeSinceMs,proto3" json:"complete_since_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *FeedHealth) Reset() {
@@ -2328,6 +2336,41 @@ func (x *FeedHealth) GetConnected() bool {
 func (x *FeedHealth) GetDroppedCount() int64 {
 	if x != nil {
 		return x.DroppedCount
+	}
+	return 0
+}
+
+func (x *FeedHealth) GetGapFromMs() int64 {
+	if x != nil {
+		return x.GapFromMs
+	}
+	return 0
+}
+
+func (x *FeedHealth) GetGapToMs() int64 {
+	if x != nil {
+		return x.GapToMs
+	}
+	return 0
+}
+
+func (x *FeedHealth) GetDroppedFromMs() int64 {
+	if x != nil {
+		return x.DroppedFromMs
+	}
+	return 0
+}
+
+func (x *FeedHealth) GetDroppedToMs() int64 {
+	if x != nil {
+		return x.DroppedToMs
+	}
+	return 0
+}
+
+func (x *FeedHealth) GetCompleteSinceMs() int64 {
+	if x != nil {
+		return x.CompleteSinceMs
 	}
 	return 0
 }
@@ -2623,14 +2666,20 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\x04gone\x18\x04 \x01(\bR\x04gone\x12\x16\n" +
 	"\x06silent\x18\x05 \x01(\bR\x06silent\x12\x17\n" +
 	"\agone_ms\x18\x06 \x01(\x03R\x06goneMs\x12\x1b\n" +
-	"\tsilent_ms\x18\a \x01(\x03R\bsilentMs\"\x9d\x01\n" +
+	"\tsilent_ms\x18\a \x01(\x03R\bsilentMs\"\xd1\x02\n" +
 	"\n" +
 	"FeedHealth\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x19\n" +
 	"\balive_ms\x18\x02 \x01(\x03R\aaliveMs\x12\x19\n" +
 	"\blease_ms\x18\x03 \x01(\x03R\aleaseMs\x12\x1c\n" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\x12#\n" +
-	"\rdropped_count\x18\x05 \x01(\x03R\fdroppedCount\"7\n" +
+	"\rdropped_count\x18\x05 \x01(\x03R\fdroppedCount\x12\x1e\n" +
+	"\vgap_from_ms\x18\x06 \x01(\x03R\tgapFromMs\x12\x1a\n" +
+	"\tgap_to_ms\x18\a \x01(\x03R\agapToMs\x12&\n" +
+	"\x0fdropped_from_ms\x18\b \x01(\x03R\rdroppedFromMs\x12\"\n" +
+	"\rdropped_to_ms\x18\t \x01(\x03R\vdroppedToMs\x12*\n" +
+	"\x11complete_since_ms\x18\n" +
+	" \x01(\x03R\x0fcompleteSinceMs\"7\n" +
 	"\aFeedGap\x12\x17\n" +
 	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +
 	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs2\x9c\x03\n" +
