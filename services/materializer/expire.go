@@ -43,6 +43,9 @@ func tick(m *store.Meta, receivedMS int64) {
 		m.ClockMS, m.AheadMS = max(m.ClockMS, receivedMS), 0
 	case m.AheadMS == 0 || receivedMS < m.AheadMS:
 		m.AheadMS = receivedMS
+	case receivedMS > m.AheadMS+2*jumpMS:
+		// Another silence, or a wrong clock: the one before has been confirmed, this one has not.
+		m.ClockMS, m.AheadMS = m.AheadMS, receivedMS
 	case receivedMS >= m.AheadMS+jumpMS:
 		m.ClockMS, m.AheadMS = receivedMS, 0
 	}

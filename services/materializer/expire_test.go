@@ -28,6 +28,8 @@ func TestClockGoesByTheFacts(t *testing.T) {
 		{"nor does one in between that is alone for less than a day", []int64{start + 1, far, far + dayMS - 1}, start + 1},
 		{"after a long silence it comes a day late", []int64{start + 30*dayMS, start + 30*dayMS + hourMS, start + 31*dayMS}, start + 31*dayMS},
 		{"what is between counts from there", []int64{far, start + 30*dayMS, start + 31*dayMS}, start + 31*dayMS},
+		{"after a silence a bridge far ahead moves it no further", []int64{start + 30*dayMS, far, start + 30*dayMS + 1}, start + 30*dayMS + 1},
+		{"a silence after another", []int64{start + 30*dayMS, start + 60*dayMS, start + 90*dayMS}, start + 60*dayMS},
 	} {
 		m := store.Meta{ClockMS: start}
 		for _, ms := range c.times {
@@ -36,6 +38,14 @@ func TestClockGoesByTheFacts(t *testing.T) {
 		if m.ClockMS != c.want {
 			t.Errorf("%s: %d, want %d", c.name, m.ClockMS-start, c.want-start)
 		}
+	}
+	// Of a new partition too: the first fact is as if it came after a silence.
+	var m store.Meta
+	for _, ms := range []int64{start, far, start + 1, far + dayMS, start + 2} {
+		tick(&m, ms)
+	}
+	if m.ClockMS > start+2 {
+		t.Errorf("a bridge far ahead moves the clock of a new partition by %d", m.ClockMS-start)
 	}
 }
 
