@@ -13,7 +13,7 @@ import (
 func (f *fold) log(i int) {
 	pf := &f.facts[i]
 	e := &f.entries[pf.entry]
-	if pf.Outcome == presence.TooOld && isForgotten(&pf.Fact, &e.row.State) {
+	if isForgotten(&pf.Fact, &e.row.State) {
 		return
 	}
 	if pf.Fact.Kind == presence.Forgotten && pf.Outcome == presence.Applied {
@@ -32,10 +32,15 @@ func (f *fold) log(i int) {
 // writeEvidence appends the client's facts of the batch to its log.
 func (p *partition) writeEvidence(b *store.Batch, e *entry) {
 	limit := p.parts.cfg.EvidencePerClient
-	if limit == 0 || e.logged == 0 {
+	if !e.forgotten && (e.logged == 0 || limit == 0) {
 		return
 	}
 	f := &p.folds
+	f.key = append(f.key[:0], e.key...)
+	if limit == 0 {
+		b.SetEvidence(f.key, nil) // of when there was a log
+		return
+	}
 	log := f.logged[:0]
 	if e.forgotten || e.logged > limit {
 		log = store.MarkCut(log)
@@ -48,7 +53,6 @@ func (p *partition) writeEvidence(b *store.Batch, e *entry) {
 		log = store.AppendEvidence(log, &f.facts[i-1].Evidence)
 	}
 	f.logged = log
-	f.key = append(f.key[:0], e.key...)
 	if e.forgotten {
 		b.SetEvidence(f.key, log)
 		return

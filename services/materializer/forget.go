@@ -28,7 +28,10 @@ func isForgotten(f *presence.Fact, s *presence.State) bool {
 	case presence.Opened:
 		return f.OpenedMS() <= s.ForgottenMS
 	case presence.Closed:
-		return f.ClosedMS() <= s.ForgottenMS || namesOpening(f) && f.ConnectedAtMS <= s.ForgottenMS
+		if namesOpening(f) {
+			return f.ConnectedAtMS <= s.ForgottenMS
+		}
+		return f.ClosedMS() <= s.ForgottenMS
 	case presence.Observed:
 		return f.QueryStartMS <= s.ForgottenMS
 	case presence.Forgotten, presence.KindUnknown:

@@ -1,12 +1,16 @@
 package materializer
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -107,6 +111,101 @@ func left(t testing.TB, p *partition, what string) {
 	var r store.Row
 	if _, err := r.Decode(value); err != nil || !r.State.Empty() || r.Last.Node != "" || r.Last.Key != "" || r.Indexed() != (store.Indexed{}) {
 		t.Errorf("%s: the marker is %+v, %v", what, r, err)
+	}
+}
+
+// onDisk returns all keys and values of a world's store, as they are in its files; of those that are merged, all that was written.
+func (w *rowWorld) onDisk() map[string]string {
+	w.t.Helper()
+	w.must(w.db.Sync())
+	db, err := pebble.Open("data", &pebble.Options{
+		FS: w.fs.CrashClone(vfs.CrashCloneCfg{}), Merger: &pebble.Merger{Name: "presence.evidence.1", Merge: pebble.DefaultMerger.Merge}, Logger: quiet{w.t},
+	})
+	w.must(err)
+	it, err := db.NewIter(nil)
+	w.must(err)
+	all := map[string]string{}
+	for ok := it.First(); ok; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		w.must(err)
+		all[string(it.Key())] = string(value)
+	}
+	w.must(errors.Join(it.Close(), db.Close()))
+	return all
+}
+
+// quiet is a logger of Pebble that says nothing.
+type quiet struct{ t *testing.T }
+
+func (quiet) Infof(string, ...any)  {}
+func (quiet) Errorf(string, ...any) {}
+
+func (q quiet) Fatalf(format string, args ...any) { q.t.Fatalf(format, args...) }
+
+// What is in the store after a deletion, key by key: of the client its ID, and of its connections nothing. The outbox is not of the store's
+// own: it is empty once all is published.
+func TestForgottenLeavesNothingInTheStore(t *testing.T) {
+	secret := func(f presence.Fact) presence.Fact {
+		f.Node, f.Username, f.Peer, f.RawReason = "node-secret", "user-secret", "peer-secret", "raw-secret"
+		return f
+	}
+	past := []presence.Fact{secret(opened("a", "", 1000)), secret(closedAt("a", "", 1000, 2000)), secret(opened("a", "", 3000)),
+		secret(closedAt("a", "", 500, 900)), secret(opened("a", "", 4000))}
+	request := forgotten("a", 10_000, 10_000)
+	key := eventlog.ClientKey("default", "a")
+	id := eventlog.Partition(key, worldPartitions)
+	for _, c := range []struct {
+		name string
+		run  func(w *rowWorld)
+	}{
+		{"it was folded here", func(w *rowWorld) {}},
+		{"evidence and sessions are kept no more", func(w *rowWorld) { w.ps.cfg.EvidencePerClient, w.ps.cfg.SessionsPerClient = 0, 0 }},
+		{"the row is dirty, and what is published has to wait", func(w *rowWorld) {
+			w.fold(secret(closedAt("a", "", 1, 2)))
+			_, err := w.parts[id].cleanChunk(w.nodes.table())
+			w.must(err)
+			w.fold(secret(closedAt("a", "", 3, 4)))
+		}},
+		{"a tombstone was read, and the facts come after it", func(w *rowWorld) {
+			p := w.parts[id]
+			m := &merge{p: p, found: true, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
+			r := eventlog.TombstoneRecord(&eventlog.Tombstone{Cluster: "default", ClientID: "a", Reason: eventlog.RemovedForgotten, AsOfMS: request.AsOfMS,
+				TimeMS: request.TimeMS, EventOffset: p.meta.Next, NodeEventOffset: -1}, id)
+			w.must(m.apply(context.Background(), []*kgo.Record{r}))
+			p.meta.Next = 0 // as if the checkpoint were the first
+			w.replay(p)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newRowWorld(t, 1)
+			for _, p := range w.parts {
+				w.must(p.indexChunk(indexRows))
+			}
+			for _, f := range past {
+				w.fold(f)
+			}
+			if shown := fmt.Sprint(w.onDisk()); strings.Count(shown, "secret") < 10 {
+				t.Fatalf("before the deletion the store has only %q", shown)
+			}
+			c.run(w)
+			w.fold(request)
+			for _, f := range past {
+				w.fold(f)
+			}
+			all := w.onDisk()
+			for k, v := range all {
+				const outbox, marker, row, evidence = 0x03, 0x09, 0x10, 0x11
+				if k[0] != outbox && strings.Contains(k+v, "secret") {
+					t.Errorf("key %q has %q", k, v)
+				}
+				if strings.HasSuffix(k, string(key)) && !slices.Contains([]byte{marker, row, evidence}, k[0]) {
+					t.Errorf("key %q is there, with %q", k, v)
+				}
+			}
+			if _, ok := all[string(append([]byte{0x10, 0, byte(id)}, key...))]; !ok {
+				t.Error("there is no marker")
+			}
+		})
 	}
 }
 

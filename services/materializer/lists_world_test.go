@@ -153,6 +153,12 @@ func (w *rowWorld) fact() string {
 			TimeMS: t0 + w.nowMS, Online: presence.Some(w.random.IntN(2) == 0), QueryStartMS: t0 + w.nowMS - 10, QueryEndMS: t0 + w.nowMS - 5}
 	}
 	f.Cluster, f.Username = cluster, pick(w, worldUsers)
+	return w.fold(f)
+}
+
+// fold appends a fact to the log, folds it, and returns its key.
+func (w *rowWorld) fold(f presence.Fact) string {
+	w.t.Helper()
 	f.SetID()
 	r := eventlog.FactRecord(&f, eventlog.JSON)
 	p := w.parts[eventlog.Partition(r.Key, worldPartitions)]

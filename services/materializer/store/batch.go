@@ -32,6 +32,20 @@ func (b *Batch) set(key, value []byte) {
 	b.fail(b.b.Set(key, value, nil))
 }
 
+// replace is set, but an empty value removes the key.
+func (b *Batch) replace(key, value []byte) {
+	if len(value) > 0 {
+		b.set(key, value)
+		return
+	}
+	b.remove(key)
+}
+
+func (b *Batch) remove(key []byte) {
+	b.key = key
+	b.fail(b.b.Delete(key, nil))
+}
+
 func (b *Batch) fail(err error) {
 	if err != nil {
 		b.errs = errors.Join(b.errs, err)
@@ -51,8 +65,7 @@ func (b *Batch) PutRow(client []byte, old Indexed, r *Row, state []byte) {
 
 // ClearMarker takes back the note, which PutRow makes, that a row says only that its client was forgotten.
 func (b *Batch) ClearMarker(client []byte) {
-	b.key = appendClient(b.key[:0], kindMarker, b.partition, client)
-	b.fail(b.b.Delete(b.key, nil))
+	b.remove(appendClient(b.key[:0], kindMarker, b.partition, client))
 }
 
 // DeleteRow removes a client's row and all that goes with it: entries of indexes, its part in counters, its log, its history, the notes
@@ -60,8 +73,7 @@ func (b *Batch) ClearMarker(client []byte) {
 // Old is what [Row.Indexed] was for the row as it is in the store.
 func (b *Batch) DeleteRow(client []byte, old Indexed) {
 	for _, kind := range [...]byte{kindClient, kindEvidence, kindDirty, kindSessions, kindMarker} {
-		b.key = appendClient(b.key[:0], kind, b.partition, client)
-		b.fail(b.b.Delete(b.key, nil))
+		b.remove(appendClient(b.key[:0], kind, b.partition, client))
 	}
 	b.index(client, old, Indexed{})
 }
@@ -73,8 +85,7 @@ func (b *Batch) MarkDirty(client []byte) {
 
 // ClearDirty takes the note back.
 func (b *Batch) ClearDirty(client []byte) {
-	b.key = appendClient(b.key[:0], kindDirty, b.partition, client)
-	b.errs = errors.Join(b.errs, b.b.Delete(b.key, nil))
+	b.remove(appendClient(b.key[:0], kindDirty, b.partition, client))
 }
 
 // PutOutbox writes an entry of the outbox.
@@ -86,7 +97,7 @@ func (b *Batch) PutOutbox(e *Entry) {
 // DeleteOutbox removes the entries from first to last.
 func (b *Batch) DeleteOutbox(first, last uint64) {
 	lower, upper := appendOutbox(nil, b.partition, first), appendOutbox(nil, b.partition, last+1)
-	b.errs = errors.Join(b.errs, b.b.DeleteRange(lower, upper, nil))
+	b.fail(b.b.DeleteRange(lower, upper, nil))
 }
 
 // PutMeta writes what is kept of the partition.

@@ -332,9 +332,9 @@ func (b *Batch) AddEvidence(client, log []byte) {
 	b.fail(b.b.Merge(b.key, log, nil))
 }
 
-// SetEvidence replaces a client's log.
+// SetEvidence replaces a client's log; an empty one is removed.
 func (b *Batch) SetEvidence(client, log []byte) {
-	b.set(appendClient(b.key[:0], kindEvidence, b.partition, client), log)
+	b.replace(appendClient(b.key[:0], kindEvidence, b.partition, client), log)
 }
 
 // PutLogged notes from which offset on every fact of the partition is in the clients' logs; -1 if none is logged.

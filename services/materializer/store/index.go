@@ -244,8 +244,7 @@ func (b *Batch) writeIndexes() {
 
 // invalidate has the indexes built anew.
 func (b *Batch) invalidate() {
-	b.key = appendPrefix(b.key[:0], kindIndexed, b.partition)
-	b.fail(b.b.Delete(b.key, nil))
+	b.remove(appendPrefix(b.key[:0], kindIndexed, b.partition))
 }
 
 // indexesWritten is called once the batch is committed.

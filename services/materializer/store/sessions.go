@@ -392,12 +392,7 @@ func (b *Batch) AddSessions(client, log []byte) {
 
 // SetSessions replaces a client's history, in canonical form; an empty one is removed.
 func (b *Batch) SetSessions(client, log []byte) {
-	if len(log) > 0 {
-		b.set(appendClient(b.key[:0], kindSessions, b.partition, client), log)
-		return
-	}
-	b.key = appendClient(b.key[:0], kindSessions, b.partition, client)
-	b.fail(b.b.Delete(b.key, nil))
+	b.replace(appendClient(b.key[:0], kindSessions, b.partition, client), log)
 }
 
 // PutHistory notes since when, by received time, every session of the partition is kept; see [Store.History].
