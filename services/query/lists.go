@@ -119,13 +119,8 @@ func (a *answers) ListClients(ctx context.Context, req *presencev1.ListClientsRe
 		ask.After = &presencev1.Position{SinceMs: after.number, ClientId: after.text}
 	}
 	ask.Limit, ask.Count = int32(size), true
-	within, cancel := context.WithTimeout(ctx, a.cfg.RequestTimeout)
-	defer cancel()
-	r, err := a.reader.ListStates(within, ask)
+	r, err := a.listStates(ctx, ask)
 	if err != nil {
-		return nil, a.readError(ctx, err, nil)
-	}
-	if err := a.readAll(ctx, r); err != nil {
 		return nil, err
 	}
 	answer := &presencev1.ListClientsResponse{
@@ -141,6 +136,17 @@ func (a *answers) ListClients(ctx context.Context, req *presencev1.ListClientsRe
 		answer.NextPageToken = a.tokens.make(filter, place{to.GetSinceMs(), to.GetClientId()})
 	}
 	return answer, nil
+}
+
+// listStates reads clients of all partitions.
+func (a *answers) listStates(ctx context.Context, ask *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error) {
+	within, cancel := context.WithTimeout(ctx, a.cfg.RequestTimeout)
+	defer cancel()
+	r, err := a.reader.ListStates(within, ask)
+	if err != nil {
+		return nil, a.readError(ctx, err, nil)
+	}
+	return r, a.readAll(ctx, r)
 }
 
 func textOf(ms *int64) string {

@@ -68,13 +68,14 @@ type watcher struct {
 	*watches
 	filter *watchFilter
 	epoch  *watchEpoch
-	cursor *watchCursor   // nil until the watch reads the hub's sequence
-	from   *watchPosition // where it begins; nil: at the end
-	page   *presencev1.ListStatesResponse
+	cursor *watchCursor                   // nil until the watch reads the hub's sequence
+	from   *watchPosition                 // where it begins; nil: at the end
+	page   *presencev1.ListStatesResponse // the first of the snapshot; nil: there is none, or it was told
+	needs  watchNeeds                     // of the snapshot
 	sink   watchSink
 	held   *debouncer // nil: nothing is held back
 
-	at     string    // token of the position before which all was told or is held
+	at     string    // token of the position before which all was told or is held; empty in a snapshot
 	told   time.Time // when the last message went out
 	unsent bool      // something waits for a flush
 	items  []watchItem
@@ -106,7 +107,7 @@ func (w *watches) begin(ctx context.Context, req *presencev1.WatchClientsRequest
 	switch {
 	case req.GetSnapshot():
 		// The position comes first: what changes while the clients are listed is told after them.
-		if v.from, err = w.hub.position(epoch); err == nil {
+		if v.from, v.needs, err = w.hub.position(epoch); err == nil {
 			err = v.firstPage(ctx)
 		}
 	case from == nil:
@@ -130,7 +131,7 @@ func (v *watcher) end() {
 
 // resume checks the position and takes a cursor there, if the ring has it.
 func (v *watcher) resume(ctx context.Context) error {
-	head, err := v.hub.position(v.epoch)
+	head, _, err := v.hub.position(v.epoch)
 	if err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ type watchHub struct {
 	start    []int64       // the ring has all from here on, by partition
 	head     watchPosition // after the ring
 	token    string        // of head; empty: not computed
+	needs    watchNeeds
 	changed  chan struct{} // closed when watchers are woken
 	scanning int           // watchers that read the sequence
 	byClient map[clientName]map[*watchCursor]struct{}
@@ -78,6 +79,7 @@ func (h *watchHub) begin(start, head watchPosition, compactionLag time.Duration,
 		start.timeMS = entries[0].timeMS
 	}
 	h.before, h.start = start.token(), slices.Clone(start.next)
+	h.needs = watchNeeds{events: make([]int64, len(start.next))}
 	h.head = watchPosition{topic: start.topic, timeMS: start.timeMS, next: slices.Clone(start.next)}
 	h.extend(entries, head)
 }
@@ -131,6 +133,7 @@ func (h *watchHub) extend(entries []*watchEntry, head watchPosition) {
 		e.timeMS = h.head.timeMS
 		e.token = h.head.token()
 		h.bytes += e.size()
+		h.needs.add(e)
 		number := h.base + uint64(len(h.ring))
 		h.ring = append(h.ring, e)
 		for c := range h.byClient[e.client] {
@@ -264,14 +267,15 @@ func (h *watchHub) confirm(ends []int64, at time.Time) {
 	h.head.timeMS, h.token = max(h.head.timeMS, at.UnixMilli()), ""
 }
 
-// position is the end of the sequence.
-func (h *watchHub) position(epoch *watchEpoch) (*watchPosition, error) {
+// position is the end of the sequence, and what must have been applied for all that is before it to be known.
+func (h *watchHub) position(epoch *watchEpoch) (*watchPosition, watchNeeds, error) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	if h.epoch != epoch || epoch == nil {
-		return nil, errHubReset
+		return nil, watchNeeds{}, errHubReset
 	}
-	return &watchPosition{topic: h.head.topic, timeMS: h.head.timeMS, next: slices.Clone(h.head.next)}, nil
+	at := &watchPosition{topic: h.head.topic, timeMS: h.head.timeMS, next: slices.Clone(h.head.next)}
+	return at, watchNeeds{slices.Clone(h.needs.events), h.needs.nodes}, nil
 }
 
 // follow returns a cursor at the end of the sequence.
