@@ -43,7 +43,7 @@ func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config, unaryTime t
 		grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.InTapHandle(endUnary(desc, unaryTime)),
+		grpc.InTapHandle(endUnary(desc, i.calls, unaryTime)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, MaxConnectionAge: connectionAge, Time: time.Minute, Timeout: 10 * time.Second}),
 	}
@@ -144,17 +144,19 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 }
 
 // endUnary ends calls that have one request and one answer after a time, also if the request does not come to its end: gRPC
-// reads it before anybody is asked who calls.
-func endUnary(desc *grpc.ServiceDesc, after time.Duration) tap.ServerInHandle {
-	unary := make(map[string]bool)
+// reads it before anybody is asked who calls. A call that may last longer has that time on top.
+func endUnary(desc *grpc.ServiceDesc, calls *calls, after time.Duration) tap.ServerInHandle {
+	unary := make(map[string]time.Duration)
 	for _, m := range desc.Methods {
-		unary["/"+desc.ServiceName+"/"+m.MethodName] = true
+		name := "/" + desc.ServiceName + "/" + m.MethodName
+		unary[name] = after + calls.method(name).lasts
 	}
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
-		if !unary[info.FullMethodName] {
+		within, ok := unary[info.FullMethodName]
+		if !ok {
 			return ctx, nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, after)
+		ctx, cancel := context.WithTimeout(ctx, within)
 		context.AfterFunc(ctx, cancel)
 		return ctx, nil
 	}
