@@ -59,12 +59,13 @@ func DecodeTombstone(r *kgo.Record, t *Tombstone) (ok bool, err error) {
 	seen := 0
 	for _, h := range r.Headers {
 		var to *int64
+		least, most := int64(-1), int64(1<<62)
 		switch h.Key {
 		case headerRemoved:
 			t.Reason = string(h.Value)
 			continue
 		case headerAsOf:
-			to = &t.AsOfMS
+			to, least, most = &t.AsOfMS, 1, maxTimeMS
 		case headerEvent:
 			to = &t.EventOffset
 			seen |= 1
@@ -74,8 +75,8 @@ func DecodeTombstone(r *kgo.Record, t *Tombstone) (ok bool, err error) {
 		default:
 			continue
 		}
-		if *to, err = strconv.ParseInt(string(h.Value), 10, 64); err != nil || *to < -1 || *to > maxTimeMS<<8 {
-			return false, fmt.Errorf("%w: header %q is %q, no number in range", ErrBadRecord, h.Key, h.Value)
+		if *to, err = strconv.ParseInt(string(h.Value), 10, 64); err != nil || *to < least || *to > most {
+			return false, fmt.Errorf("%w: header %q is %q, no number from %d to %d", ErrBadRecord, h.Key, h.Value, least, most)
 		}
 	}
 	if t.Reason == "" {
@@ -83,6 +84,10 @@ func DecodeTombstone(r *kgo.Record, t *Tombstone) (ok bool, err error) {
 	}
 	if seen != 3 {
 		return false, fmt.Errorf("%w: a tombstone needs the headers %q and %q", ErrBadRecord, headerEvent, headerNodeEvent)
+	}
+	if t.Reason == RemovedForgotten && t.AsOfMS == 0 {
+		// Without it what is to be kept out would be let in.
+		return false, fmt.Errorf("%w: a tombstone of what was forgotten needs the header %q", ErrBadRecord, headerAsOf)
 	}
 	if t.Cluster, t.ClientID, err = SplitClientKey(r.Key); err != nil {
 		return false, err

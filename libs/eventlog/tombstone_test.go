@@ -55,6 +55,9 @@ func TestTombstoneOfSomebodyElse(t *testing.T) {
 		{"the end of a transaction", kgo.Record{Key: []byte(CheckpointKey)}, false},
 		{"without a version", kgo.Record{Key: []byte("default/a"), Headers: []kgo.RecordHeader{header("reason", "expired"), header("event_offset", "1")}}, true},
 		{"not a number", kgo.Record{Key: []byte("default/a"), Headers: []kgo.RecordHeader{header("reason", "expired"), header("event_offset", "x"), header("node_event_offset", "1")}}, true},
+		{"forgotten, but not up to when", kgo.Record{Key: []byte("default/a"), Headers: []kgo.RecordHeader{header("reason", "forgotten"), header("event_offset", "1"), header("node_event_offset", "1")}}, true},
+		{"a time in another unit", kgo.Record{Key: []byte("default/a"), Headers: []kgo.RecordHeader{header("reason", "forgotten"), header("as_of_ms", "1760000000000000000"), header("event_offset", "1"), header("node_event_offset", "1")}}, true},
+		{"an offset that is none", kgo.Record{Key: []byte("default/a"), Headers: []kgo.RecordHeader{header("reason", "expired"), header("event_offset", "-2"), header("node_event_offset", "1")}}, true},
 		{"not a client", kgo.Record{Key: []byte("a"), Headers: []kgo.RecordHeader{header("reason", "expired"), header("event_offset", "1"), header("node_event_offset", "1")}}, true},
 	} {
 		var s Tombstone
