@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 	"github.com/mqtt-presence/presence/services/materializer/store"
@@ -218,6 +219,39 @@ func TestListLooksAtABoundedNumberOfRows(t *testing.T) {
 	q.After = nil
 	if _, err := m.ListStates(ctx, q); status.Code(err) != codes.Canceled {
 		t.Errorf("a list that nobody waits for ends with %v", err)
+	}
+}
+
+// Texts that are very long make short pages, not large answers.
+func TestListAnswersWithABoundedNumberOfBytes(t *testing.T) {
+	p := benchPartition(t, false, 0)
+	m := &Materializer{cfg: p.parts.cfg, metrics: p.parts.metrics}
+	m.served.Store(&map[int32]*partition{0: p})
+	m.shared.Store(p.parts)
+	const clients = 2*maxListedBytes/60_000 + 3
+	var facts []presence.Fact
+	for i := range clients {
+		facts = append(facts, opened(fmt.Sprintf("%04d%s", i, strings.Repeat("x", 60_000)), "n1", 1000))
+	}
+	foldFacts(t, p, 0, facts...)
+	q := &presencev1.ListStatesRequest{Cluster: "default", Limit: maxListed}
+	var pages, entries int
+	for more := true; more; more = q.GetAfter() != nil {
+		resp, err := m.ListStates(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range resp.GetEntries() {
+			if e.GetClientId()[:4] != fmt.Sprintf("%04d", entries) {
+				t.Fatalf("client %.4s is entry %d", e.GetClientId(), entries)
+			}
+			entries++
+		}
+		pages++
+		q.After = resp.GetReadTo()
+	}
+	if pages != 3 || entries != clients {
+		t.Errorf("%d of %d clients in %d pages", entries, clients, pages)
 	}
 }
 

@@ -20,6 +20,8 @@ const (
 	maxListed = 10_000
 	// maxLooked bounds the rows that a list looks at, over all partitions: a filter that selects few of many ends a page early.
 	maxLooked = 20_000
+	// maxListedBytes bounds the rows and client IDs that a list answers with, but for the last: one of very long texts ends a page early.
+	maxListedBytes = 16 << 20
 	// lookEvery is how many rows are looked at between two looks whether the caller is still there.
 	lookEvery = 1 << 9
 )
@@ -124,7 +126,7 @@ func (l *list) read(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, candidates.Close()) }()
-	looked := 0
+	looked, size := 0, 0
 	defer func() { l.reader.m.metrics.listRows.Observe(float64(looked)) }()
 	var last *presencev1.Position
 	for ; ; looked++ {
@@ -135,7 +137,7 @@ func (l *list) read(ctx context.Context) (err error) {
 		if err != nil || c == nil {
 			return err
 		}
-		if looked == maxLooked || len(l.resp.GetEntries()) == int(l.req.GetLimit()) {
+		if looked == maxLooked || size >= maxListedBytes || len(l.resp.GetEntries()) == int(l.req.GetLimit()) {
 			l.resp.ReadTo = last
 			return nil
 		}
@@ -146,6 +148,7 @@ func (l *list) read(ctx context.Context) (err error) {
 		}
 		if e != nil {
 			l.resp.Entries = append(l.resp.Entries, e)
+			size += len(c.ClientID) + len(c.Row)
 		}
 	}
 }

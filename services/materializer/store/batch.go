@@ -112,8 +112,14 @@ func (b *Batch) PutChangelog(next int64) {
 	b.set(appendPrefix(b.key[:0], kindChangelog, b.partition), b.value)
 }
 
-// Len is the size of the batch in bytes.
-func (b *Batch) Len() int { return b.b.Len() }
+// Len is about the size of the batch in bytes: what it will have of indexes is counted by their keys.
+func (b *Batch) Len() int {
+	n := b.b.Len()
+	if b.changes != nil {
+		n += len(b.changes.keys)
+	}
+	return n
+}
 
 // Commit makes the changes visible, all at once, and closes the batch. They survive a crash after the next [Store.Sync].
 func (b *Batch) Commit() error {

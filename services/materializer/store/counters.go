@@ -8,8 +8,12 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// maxUsernames is how many counters by username a partition keeps in memory, so as not to read them before it changes them.
-const maxUsernames = 4 << 10
+// A partition keeps some counters by username in memory, so as not to read them before it changes them: at most maxUsernames, of usernames that are
+// not unusually long.
+const (
+	maxUsernames     = 4 << 10
+	maxUsernameBytes = 256
+)
 
 // count returns a counter, by its key. Places are few, and known; a username may be of one client, and have been of thousands.
 func (x *Indexes) count(key string) (int64, error) {
@@ -34,6 +38,9 @@ func (x *Indexes) count(key string) (int64, error) {
 func (x *Indexes) counted(key string, n int64) {
 	counters := x.places
 	if key[0] == kindUsernameCount {
+		if len(key) > maxUsernameBytes {
+			return
+		}
 		if counters = x.usernames; len(counters) >= maxUsernames {
 			clear(counters)
 		}

@@ -349,6 +349,60 @@ func TestCountersOfZero(t *testing.T) {
 	}
 }
 
+// Client IDs and usernames have up to 64 KiB: what a list reads ahead, and what is kept of counters, is bounded in bytes.
+func TestLongTexts(t *testing.T) {
+	s := openIndexed(t, vfs.NewCrashableMem())
+	s.build(10)
+	const clients = 40
+	long := strings.Repeat("x", 60_000)
+	indexed := map[string]Indexed{}
+	for i := range clients {
+		client := fmt.Sprintf("c/%02d%s", i, long)
+		indexed[client] = s.put(client, Indexed{}, presence.Online, "n1", fmt.Sprint(i%2, long))
+	}
+	if c := s.check(); len(c.Differences) > 0 || len(s.x.usernames) != 0 {
+		t.Errorf("%+v, and %d counters in memory", c, len(s.x.usernames))
+	}
+	v, err := s.NewView()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, q := range []Query{{Cluster: "c"}, {Cluster: "c", Standings: []Standing{Standing(presence.Online)}}, {Cluster: "c", Since: &Span{}}} {
+		c, err := v.Candidates([]int32{1}, &q, func(int32) bool { return false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for n, err := c.Next(); n != nil || err != nil; n, err = c.Next() {
+			if err != nil || string(n.ClientID) != fmt.Sprintf("%02d%s", seen, long) || n.Row == nil {
+				t.Fatalf("client %d: %v", seen, err)
+			}
+			seen++
+			for _, stream := range c.streams.all {
+				if size := len(stream.mem); size > mostBytes+2<<17 {
+					t.Fatalf("%d bytes read ahead", size)
+				}
+			}
+		}
+		if err := c.Close(); err != nil || seen != clients {
+			t.Errorf("%d clients, %v", seen, err)
+		}
+	}
+	for client, x := range indexed {
+		b := s.x.NewBatch()
+		b.DeleteRow([]byte(client), x)
+		s.commit(b)
+	}
+	if c := s.check(); len(c.Differences) > 0 || c.Counters != 0 {
+		t.Errorf("without rows: %+v", c)
+	}
+}
+
 func TestRowsNeedIndexes(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	client, r := liveRow()

@@ -208,10 +208,11 @@ type stream struct {
 // keyValue are the places of a key and its value in a stream's memory.
 type keyValue struct{ begin, mid, end int }
 
-// Keys that a stream reads at a time: few at first, as a page over many streams needs few of each.
+// Keys that a stream reads at a time: few at first, as a page over many streams needs few of each, and fewer of very long ones.
 const (
 	firstKeys = 8
 	mostKeys  = 256
+	mostBytes = 128 << 10
 )
 
 func (s *stream) head() []byte { return s.mem[s.keys[0].begin:s.keys[0].mid] }
@@ -244,8 +245,8 @@ func (s *stream) read() error {
 		return nil
 	}
 	s.size = min(max(2*s.size, firstKeys), mostKeys)
-	ok := s.it.SeekGE(s.lower)
-	for ; ok && len(s.keys) < s.size && bytes.Compare(s.it.Key(), s.upper) < 0; ok = s.it.Next() {
+	full := func() bool { return len(s.keys) == s.size || len(s.mem) >= mostBytes }
+	for ok := s.it.SeekGE(s.lower); ok && !full() && bytes.Compare(s.it.Key(), s.upper) < 0; ok = s.it.Next() {
 		k := keyValue{begin: len(s.mem)}
 		s.mem = append(s.mem, s.it.Key()...)
 		k.mid = len(s.mem)
@@ -262,7 +263,7 @@ func (s *stream) read() error {
 	if err := s.it.Error(); err != nil {
 		return fmt.Errorf("scan the store: %w", err)
 	}
-	if len(s.keys) < s.size {
+	if !full() {
 		s.lower = nil
 		return nil
 	}
