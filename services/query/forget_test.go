@@ -127,6 +127,25 @@ func TestDeletedClientIsInNoAnswer(t *testing.T) {
 	}
 }
 
+// silent is a reader whose owners do not answer, as a Router's that is waiting for them.
+type silent struct{ *readertest.Fake }
+
+func (silent) GetStates(ctx context.Context, _ *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	<-ctx.Done()
+	return nil, status.Error(codes.Unavailable, "no owner")
+}
+
+// A deletion needs nobody who knows the client: it is written all the same.
+func TestDeleteWithoutOwner(t *testing.T) {
+	_, kafka := eventlogtest.NewCluster(t)
+	eventlogtest.Ensure(t, kafka)
+	s := deleting(t, kafka, silent{readertest.NewFake(kafka.Partitions)}, 2*time.Second)
+	a := s.do("DELETE", "/v1/clients/dev1", "admin", "")
+	if got := a.fields(t); a.status != 200 || got["applied"] != false || got["as_of"] == nil {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
 // A deletion that nobody applies in time is none the less one.
 func TestDeletionThatIsNotAppliedInTime(t *testing.T) {
 	_, kafka := eventlogtest.NewCluster(t)
