@@ -258,6 +258,7 @@ func TestListAnswersWithABoundedNumberOfBytes(t *testing.T) {
 // Whatever is folded, swept and indexed meanwhile, a list is at least as new as the freshness that goes with it.
 func TestListsAreAsNewAsTheySay(t *testing.T) {
 	w := newRowWorld(t, 77)
+	w.ps.cfg.ExpireAfter = 0
 	for range 100 {
 		w.fact()
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -81,6 +82,7 @@ func (w *rowWorld) open() {
 	w.db, err = store.Open("data", store.Options{CacheBytes: 1 << 20, FS: w.fs})
 	w.must(err)
 	cfg := DefaultConfig()
+	cfg.ExpireAfter = 24 * time.Hour
 	cfg.DataDir, cfg.NoServer, cfg.Kafka.Brokers, cfg.Kafka.Partitions = "data", true, []string{"127.0.0.1:1"}, worldPartitions
 	log := slog.New(slog.DiscardHandler)
 	w.m, err = New(cfg, log, newRegistry())
@@ -137,7 +139,9 @@ func pick[T any](w *rowWorld, of []T) T { return of[w.random.IntN(len(of))] }
 // fact makes a random fact and folds it.
 func (w *rowWorld) fact() string {
 	w.t.Helper()
-	w.nowMS += 1 + w.random.Int64N(3000)
+	if w.nowMS += 1 + w.random.Int64N(3000); w.random.IntN(30) == 0 {
+		w.nowMS += 20 * hourMS
+	}
 	cluster, id, node := pick(w, worldClusters), pick(w, worldClients), pick(w, worldNodes)
 	f := opened(id, node, w.nowMS)
 	switch w.random.IntN(16) {
@@ -222,8 +226,12 @@ func (w *rowWorld) step() {
 	w.t.Helper()
 	p := pick(w, w.parts[:])
 	switch n := w.random.IntN(100); {
-	case n < 60:
+	case n < 55:
 		w.fact()
+	case n < 58:
+		w.expire(p)
+	case n < 60:
+		w.merge(p)
 	case n < 68:
 		w.nodeFact()
 	case n < 80:
