@@ -20,8 +20,8 @@ const (
 var errVerifyBusy = errors.New("too many credentials wait to be verified")
 
 // turns shares the few cores that hash passwords among those who log in. Each login is put in the order of a virtual time that counts
-// on with each login of the same address, and of the same user: whoever sends many, as one address or for one user, queues behind
-// himself, and a login of another address for another user is next. A full queue drops who would come last.
+// on with each login of the same address, and with each address for the same user: whoever sends many, as one address or for one user,
+// queues behind himself, and a login of another address for another user is next. A full queue drops who would come last.
 type turns struct {
 	maximum int
 
@@ -45,7 +45,7 @@ type turnAge struct {
 
 type login struct {
 	place uint64
-	keys  [2]turnKey
+	keys  [2]turnKey // of the address, of the user
 	turn  chan error
 }
 
@@ -98,23 +98,28 @@ func (t *turns) take(ctx context.Context, address netip.Addr, user string) (done
 	return func() { t.done(l) }, nil
 }
 
-// enter gives the login its place.
+// enter gives the login its place. Of each address, one login at a time counts for the user: who tries many passwords from one address
+// does not keep the user out, who has another.
 func (t *turns) enter(l *login) {
+	keys := l.keys[:]
+	if t.keys[keys[0]] != nil {
+		keys = keys[:1]
+	}
 	l.place = t.virtual
-	for _, k := range l.keys {
+	for _, k := range keys {
 		if age := t.keys[k]; age != nil {
 			l.place = max(l.place, age.place)
 		}
 	}
 	l.place++
 	for _, k := range l.keys {
-		age := t.keys[k]
-		if age == nil {
-			age = &turnAge{}
-			t.keys[k] = age
+		if t.keys[k] == nil {
+			t.keys[k] = &turnAge{}
 		}
-		age.logins++
-		age.place = l.place
+		t.keys[k].logins++
+	}
+	for _, k := range keys {
+		t.keys[k].place = l.place
 	}
 }
 

@@ -140,6 +140,19 @@ func TestFloodDoesNotKeepOthersOut(t *testing.T) {
 	}
 }
 
+// One address that tries passwords of a user queues behind itself, not before the user.
+func TestOneAddressDoesNotKeepAUserOut(t *testing.T) {
+	var logins []turnKey
+	for range 50 {
+		logins = append(logins, turnKey{addr(0), "victim"})
+	}
+	victim := len(logins)
+	order, refused := served(t, 1, 20, append(logins, turnKey{addr(1), "victim"}))
+	if at := slices.Index(order, victim); at < 0 || at > 2 {
+		t.Errorf("the user's turn was %d of %v; refused were %v", at, order, refused)
+	}
+}
+
 func TestTurnsInOrder(t *testing.T) {
 	var logins []turnKey
 	for i := range 10 {
