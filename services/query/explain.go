@@ -15,9 +15,8 @@ import (
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
 
-// Words of ExplainedNode.state, besides those of Freshness.node, and of ExplainedTransition.cause.
+// Words of ExplainedTransition.cause.
 const (
-	nodeUnheard     = "unheard" // nothing but clients was heard of it
 	causeFact       = "client_fact"
 	causeNodes      = "node_change"
 	reasonNeverSeen = "NEVER_SEEN" // ErrorInfo
@@ -391,7 +390,8 @@ func (x *explainer) nodes() []*presencev1.ExplainedNode {
 		e := &presencev1.ExplainedNode{Node: name, State: nodeHealth(x.health, name), StartedAt: timestamp(n.GetStartedMs()), AliveAt: timestamp(n.GetAliveMs())}
 		switch {
 		case n == nil:
-			e.State, e.Summary = nodeUnheard, fmt.Sprintf("Node %s has sent no heartbeat: whether it restarted is not known.", name)
+			e.State = nodeUnheard
+			e.Summary = fmt.Sprintf("Node %s has sent no heartbeat: whether it restarted is not known.", name)
 			if name == "" {
 				e.Summary = "The broker's events name no node: whether one restarted is not known."
 			}

@@ -20,11 +20,12 @@ const (
 
 // Words of Freshness.feed and Freshness.node.
 const (
-	healthOK   = "ok"
-	feedGap    = "gap"
-	feedDown   = "down"
-	nodeSilent = "silent"
-	nodeGone   = "gone"
+	healthOK    = "ok"
+	feedGap     = "gap"
+	feedDown    = "down"
+	nodeSilent  = "silent"
+	nodeGone    = "gone"
+	nodeUnheard = "unheard" // nothing but clients was heard of it
 )
 
 // clock is what an answer's freshness is measured against.
@@ -95,7 +96,7 @@ func (c clock) fed(h *presencev1.ClusterHealth) bool {
 	return false
 }
 
-// nodeHealth is the state of a broker node: ok for one that the table does not hold, and where no node is concerned.
+// nodeHealth is the state of a broker node: ok where no node is concerned.
 func nodeHealth(h *presencev1.ClusterHealth, node string) string {
 	if node == "" {
 		return healthOK
@@ -110,8 +111,9 @@ func nodeHealth(h *presencev1.ClusterHealth, node string) string {
 		case n.GetSilent():
 			return nodeSilent
 		}
+		return healthOK
 	}
-	return healthOK
+	return nodeUnheard
 }
 
 // worst joins the freshness of several partitions into that of a batch: the numbers of the partition that lags most, and every
@@ -158,7 +160,7 @@ func lagsMore(a, b *presencev1.Freshness) bool {
 
 // worse returns the graver word.
 func worse(a, b string) string {
-	for _, w := range []string{feedDown, nodeGone, feedGap, nodeSilent} {
+	for _, w := range []string{feedDown, nodeGone, feedGap, nodeSilent, nodeUnheard} {
 		if a == w || b == w {
 			return w
 		}

@@ -2803,7 +2803,7 @@ type Freshness struct {
 	StaleReasons []string `protobuf:"bytes,7,rep,name=stale_reasons,json=staleReasons,proto3" json:"stale_reasons,omitempty"`
 	// ok, gap or down.
 	Feed string `protobuf:"bytes,8,opt,name=feed,proto3" json:"feed,omitempty"`
-	// ok, silent or gone: the node of the client's connection.
+	// ok, silent, gone or unheard, if it sent no heartbeat: the node of the client's connection.
 	Node          string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
