@@ -28,7 +28,7 @@ const (
 type Tombstone struct {
 	Cluster, ClientID string
 	Reason            string // RemovedForgotten or RemovedExpired
-	AsOfMS            int64  // RemovedForgotten: facts up to this time are to be forgotten, also those that come later
+	AsOfMS            int64  // facts up to this time are to be forgotten, also those that come later; 0 if none are. RemovedForgotten has it
 	TimeMS            int64  // event time of what caused it; the record's timestamp
 
 	// EventOffset and NodeEventOffset are the version, as in ClientState. A transition that the same fact caused comes before, and has the same.
@@ -41,7 +41,7 @@ func TombstoneRecord(t *Tombstone, partition int32) *kgo.Record {
 		Topic: TopicClientState, Partition: partition, Key: ClientKey(t.Cluster, t.ClientID), Timestamp: time.UnixMilli(t.TimeMS),
 		Headers: []kgo.RecordHeader{{Key: headerRemoved, Value: []byte(t.Reason)}},
 	}
-	if t.Reason == RemovedForgotten {
+	if t.AsOfMS != 0 {
 		r.Headers = append(r.Headers, decimalHeader(headerAsOf, t.AsOfMS))
 	}
 	r.Headers = append(r.Headers, decimalHeader(headerEvent, t.EventOffset), decimalHeader(headerNodeEvent, t.NodeEventOffset))

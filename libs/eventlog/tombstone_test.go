@@ -28,6 +28,8 @@ func TestTombstoneIsOfTheContract(t *testing.T) {
 			[]string{"reason: forgotten", "as_of_ms: 1760000000000", "event_offset: 42", "node_event_offset: -1"}},
 		{Tombstone{Cluster: "c-1", ClientID: "grüße", Reason: RemovedExpired, TimeMS: 5, EventOffset: 0, NodeEventOffset: 7},
 			[]string{"reason: expired", "event_offset: 0", "node_event_offset: 7"}},
+		{Tombstone{Cluster: "c-1", ClientID: "a", Reason: RemovedExpired, AsOfMS: 3, TimeMS: 5, EventOffset: 0, NodeEventOffset: 7},
+			[]string{"reason: expired", "as_of_ms: 3", "event_offset: 0", "node_event_offset: 7"}},
 	} {
 		r := TombstoneRecord(&c.tombstone, 3)
 		key := c.tombstone.Cluster + "/" + c.tombstone.ClientID

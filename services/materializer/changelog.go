@@ -334,9 +334,8 @@ func (m *merge) replace(b *store.Batch, key []byte, n *record, wins bool) error 
 func (m *merge) rowOf(n *record, found bool) (row store.Row, err error) {
 	if n.state == nil {
 		t := &n.tombstone
-		row = store.Row{State: presence.State{ForgottenMS: t.AsOfMS}, Latest: n.version, ReceivedMS: t.TimeMS, Last: store.Transition{Version: n.version}}
-		v := presence.Status(&presence.State{}, m.p.parts.nodes.table().cluster(t.Cluster), m.p.allowanceMS())
-		row.Last.Status, row.Last.Belief, row.Last.Reason = v.Status, v.Belief, v.Reason
+		row = m.p.neverSeen(t.Cluster, t.AsOfMS, m.p.parts.nodes.table())
+		row.Latest, row.Last.Version, row.ReceivedMS = n.version, n.version, t.TimeMS
 		return row, nil
 	}
 	s := n.state

@@ -25,13 +25,14 @@
 //     or a change of nodes caused. What was folded elsewhere is not in it, and the answer says from which offset on all facts are.
 //   - Beside the state stands also the history: the latest connections that it has let go, each once, whatever came late, twice or in
 //     another order. An end is stated, or it is bounded by what followed. The answer says since when none is missing.
-//   - Expiry is a function of the log: with --expire-after a client that is offline goes once the received times of its partition have passed
-//     its latest fact by that; facts that are older still are too old. How facts are batched, when a process restarts, and when the walk
+//   - Expiry is a function of the log: with --expire-after a client that is offline, or of which no connection is known, goes once the received
+//     times of its partition have passed its latest fact by that; facts that are older still are too old. How facts are batched, when a process restarts, and when the walk
 //     that frees the space comes by, makes no difference. One bridge with a clock far ahead moves nothing. Two things a store that was
 //     filled from client-state does not know: a repeated fact that changed nothing, by which a client counts as heard of, and, where an
 //     offset goes back, how late it was then.
 //   - What was forgotten stays forgotten, in every store, also in one that is filled later, from the log or from client-state: a marker keeps
-//     out facts that come late or twice, for two weeks of the partition's time. For all who ask, it is a client never seen.
+//     out facts that come late or twice, for two weeks of the partition's time, however soon clients expire. For all who ask, it is a client
+//     never seen.
 //   - A list by client ID misses nobody and has nobody twice who does not change while its pages are read: while the rows do not show a change
 //     of nodes yet, or indexes are being built, the rows themselves are looked through. Totals, counts and lists by since may be off
 //     meanwhile, and say so; a list by since is refused while the indexes are being built. A call looks at no more than maxLooked rows.

@@ -18,8 +18,9 @@ const (
 	hourMS = int64(time.Hour / time.Millisecond)
 	dayMS  = 24 * hourMS
 
-	// markerMS is how long a marker stays after the time up to which its client was forgotten, by the partition's clock. A fact of before can come
-	// once more as long as Kafka has it: for the retention of client-events, 7 days, and until the segment that it is in, of 7 days, is full.
+	// markerMS is how long a marker stays after the time up to which its client was forgotten, by the partition's clock, however soon clients
+	// expire: a fact of before that a bridge receives only now is not too old. It can come once more as long as Kafka has it: for the retention of
+	// client-events, 7 days, and until the segment that it is in, of 7 days, is full.
 	markerMS = 14 * dayMS
 
 	// jumpMS is the largest step ahead that the clock takes on the word of one fact.
@@ -57,28 +58,48 @@ func (p *partition) tooOld(f *presence.Fact) bool {
 	return limit > 0 && f.Kind != presence.Forgotten && f.ReceivedMS > 0 && f.ReceivedMS < p.meta.ClockMS-limit
 }
 
-// gone reports whether a row is as if it were not there: nothing was heard for long of a client that is offline, as far as that was decided;
-// or it is the marker of a deletion that keeps out nothing any more.
+// gone reports whether a row is as if it were not there: nothing was heard for long of a client that is offline, as far as that was decided, or
+// of which no connection is known, such as one that only failed logins name; or it is the marker of a deletion that keeps out nothing any more.
 func (p *partition) gone(r *store.Row) bool {
-	marker := r.State.Empty()
-	if marker && r.State.ForgottenMS < p.meta.ClockMS-markerMS {
-		return true
+	if r.State.Empty() {
+		return p.remembered(&r.State) == 0
 	}
 	limit := p.parts.cfg.ExpireAfter.Milliseconds()
-	return limit > 0 && r.ReceivedMS > 0 && r.ReceivedMS < p.meta.ClockMS-limit && (marker || r.Last.Status == presence.Offline)
+	return limit > 0 && r.ReceivedMS > 0 && r.ReceivedMS < p.meta.ClockMS-limit && (r.Last.Status == presence.Offline || r.Last.Reason == presence.NeverSeen)
+}
+
+// remembered returns the time up to which a client was forgotten, 0 if no fact of before can come any more.
+func (p *partition) remembered(s *presence.State) int64 {
+	if s.ForgottenMS < p.meta.ClockMS-markerMS {
+		return 0
+	}
+	return s.ForgottenMS
 }
 
 // expire makes an entry of the batch one of a client never seen, before the fact at an offset is folded onto it.
 func (p *partition) expire(e *entry, f *presence.Fact, offset int64, table *nodeTable) {
+	asOfMS := p.remembered(&e.row.State)
 	if !e.row.State.Empty() {
 		// The fact's own version is that of the transition that it causes.
-		p.bury(&eventlog.Tombstone{Cluster: f.Cluster, ClientID: f.ClientID, Reason: eventlog.RemovedExpired, TimeMS: p.meta.ClockMS,
+		p.bury(&eventlog.Tombstone{Cluster: f.Cluster, ClientID: f.ClientID, Reason: eventlog.RemovedExpired, AsOfMS: asOfMS, TimeMS: p.meta.ClockMS,
 			EventOffset: offset - 1, NodeEventOffset: table.next - 1})
 		p.parts.metrics.expired.Inc()
 	}
-	e.row = store.Row{Last: store.Transition{Version: noVersion}, Latest: noVersion, Dirty: e.row.Dirty}
-	e.published, e.transition, e.expired, e.forgotten = emptyState, false, true, true
+	dirty := e.row.Dirty
+	e.row = p.neverSeen(f.Cluster, asOfMS, table)
+	e.row.Dirty = dirty
+	e.published, e.transition, e.expired, e.forgotten = p.encodeState(&e.row.State), false, true, true
 	e.first, e.last, e.logged, e.firstSession, e.lastSession = 0, 0, 0, 0, 0
+}
+
+// neverSeen is the row of a client of which nothing is known but up to when it was forgotten, and nothing was published.
+func (p *partition) neverSeen(cluster string, forgottenMS int64, table *nodeTable) store.Row {
+	v := presence.Status(&presence.State{}, table.cluster(cluster), p.allowanceMS())
+	return store.Row{
+		State:  presence.State{ForgottenMS: forgottenMS},
+		Last:   store.Transition{Status: v.Status, Belief: v.Belief, Reason: v.Reason, Version: noVersion},
+		Latest: noVersion,
+	}
 }
 
 // bury puts a tombstone into the outbox of the batch.
@@ -128,7 +149,7 @@ func (p *partition) expiryChunk(ctx context.Context) error {
 	return p.commit(b, p.folds.out)
 }
 
-// expireRow removes the row of a client if it is gone.
+// expireRow removes the row of a client if it is gone, but for a marker if the client was forgotten not long ago.
 func (p *partition) expireRow(b *store.Batch, table *nodeTable, client, value []byte) error {
 	var r store.Row
 	if _, err := r.Decode(value); err != nil {
@@ -141,16 +162,22 @@ func (p *partition) expireRow(b *store.Batch, table *nodeTable, client, value []
 	if !r.Latest.Less(version) {
 		return nil // what was said of it last would hide the tombstone: the next walk is not far
 	}
-	if !r.State.Empty() {
-		cluster, clientID, err := eventlog.SplitClientKey(client)
-		if err != nil {
-			return err
-		}
-		p.bury(&eventlog.Tombstone{Cluster: cluster, ClientID: clientID, Reason: eventlog.RemovedExpired, TimeMS: p.meta.ClockMS,
-			EventOffset: version.Event, NodeEventOffset: version.Node})
-		p.parts.metrics.expired.Inc()
-	}
 	b.DeleteRow(client, r.Indexed())
+	if r.State.Empty() {
+		return nil
+	}
+	cluster, clientID, err := eventlog.SplitClientKey(client)
+	if err != nil {
+		return err
+	}
+	asOfMS := p.remembered(&r.State)
+	p.bury(&eventlog.Tombstone{Cluster: cluster, ClientID: clientID, Reason: eventlog.RemovedExpired, AsOfMS: asOfMS, TimeMS: p.meta.ClockMS,
+		EventOffset: version.Event, NodeEventOffset: version.Node})
+	p.parts.metrics.expired.Inc()
+	if asOfMS != 0 {
+		marker := p.neverSeen(cluster, asOfMS, table)
+		b.PutRow(client, store.Indexed{}, &marker, p.encodeState(&marker.State))
+	}
 	return nil
 }
 

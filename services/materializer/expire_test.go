@@ -112,6 +112,8 @@ func TestExpiry(t *testing.T) {
 	other := func(ms int64) presence.Fact { return opened("other", "n1", ms) }
 	// The clock follows a day after a silence.
 	pass := []presence.Fact{other(later), other(later + dayMS), other(later + dayMS + 1)}
+	// A login that failed says nothing of the client that it names; whether that is offline is not known here.
+	stranger := of(line(presence.Closed, 2, 1, presence.ReasonNotAuthorized), func(f *presence.Fact) { f.Dialect, f.Connection = presence.DialectMosquitto21, "127.0.0.1:9" })
 	tests := []struct {
 		name  string
 		facts []presence.Fact
@@ -127,6 +129,7 @@ func TestExpiry(t *testing.T) {
 		{"what is too old does not come back", []presence.Fact{opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000)}, []presence.Fact{opened("a", "n1", 1000)}, nil},
 		{"a Closed of before that was received now", []presence.Fact{opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000)},
 			[]presence.Fact{at(closedAt("a", "n1", 1000, 2000), later+dayMS)}, []string{"n1 1000 closed"}},
+		{"one of which no connection is known, as if it were never seen", []presence.Fact{stranger}, nil, nil},
 		{"what is too old changes nothing of one that stays", []presence.Fact{opened("a", "n1", 1000)}, []presence.Fact{closedAt("a", "n1", 1000, 2000)}, []string{"n1 1000 connected"}},
 	}
 	for _, c := range tests {

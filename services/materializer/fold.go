@@ -232,10 +232,9 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 		e.row.ReceivedMS, e.touched = f.ReceivedMS, true
 	}
 	cluster := table.cluster(f.Cluster)
-	if (!e.found || e.expired) && !e.transition && e.row.Last.Version == noVersion {
+	if !e.found && !e.expired && !e.transition && e.row.Last.Version == noVersion {
 		// What was said of the client so far, without a record: that it was never seen.
-		v := presence.Status(&presence.State{}, cluster, p.allowanceMS())
-		e.row.Last.Status, e.row.Last.Belief, e.row.Last.Reason = v.Status, v.Belief, v.Reason
+		e.row.Last = p.neverSeen(f.Cluster, 0, table).Last
 	}
 	keep := p.parts.cfg.SessionsPerClient > 0
 	if keep {

@@ -213,10 +213,6 @@ func TestForgottenLeavesNothingInTheStore(t *testing.T) {
 func TestMarkerGoes(t *testing.T) {
 	for _, after := range []time.Duration{0, 2 * 24 * time.Hour} {
 		p := expiring(t, false, after)
-		stays := markerMS
-		if after != 0 {
-			stays = after.Milliseconds()
-		}
 		offset := int64(0)
 		fold := func(facts ...presence.Fact) {
 			foldFacts(t, p, offset, facts...)
@@ -225,11 +221,13 @@ func TestMarkerGoes(t *testing.T) {
 		// The clock goes by a fact an hour.
 		now := dayMS
 		fold(opened("b", "n1", 0), opened("b", "n1", now), opened("a", "n1", now-1), forgotten("a", now, now))
-		for end := now + stays; now < end-2*hourMS; now += hourMS {
+		for end := now + markerMS; now < end-2*hourMS; now += hourMS {
 			fold(opened("b", "n1", now))
 		}
+		fold(at(opened("a", "n1", dayMS-2), now)) // as received by a bridge that was away
 		walk(t, p)
 		left(t, p, "before")
+		nothing(t, "before", read(t, p, "a"))
 		for end := now + 4*hourMS; now < end; now += hourMS {
 			fold(opened("b", "n1", now))
 		}
@@ -241,6 +239,42 @@ func TestMarkerGoes(t *testing.T) {
 			t.Errorf("expire after %v: %v", after, err)
 		}
 		nothing(t, "after", read(t, p, "a"))
+	}
+}
+
+// A client that was forgotten, came back and expired is forgotten still.
+func TestForgottenStaysForgottenAfterItExpired(t *testing.T) {
+	for _, walked := range []bool{false, true} {
+		p := expiring(t, true, 24*time.Hour)
+		offset := int64(0)
+		fold := func(facts ...presence.Fact) {
+			foldFacts(t, p, offset, facts...)
+			offset += int64(len(facts))
+		}
+		// The first fact is a day before those that move the clock.
+		fold(opened("b", "n1", 0), opened("b", "n1", dayMS), opened("a", "n1", dayMS+1), forgotten("a", dayMS+2, dayMS+3), opened("a", "n1", dayMS+4),
+			closedAt("a", "n1", dayMS+4, dayMS+5), opened("b", "n1", dayMS*19/10), opened("b", "n1", dayMS*21/10))
+		if walked {
+			walk(t, p)
+			left(t, p, "walked")
+		}
+		late := at(opened("a", "n1", dayMS+1), dayMS*21/10) // as received by a bridge that was away
+		fold(late)
+		what := fmt.Sprintf("walked: %v", walked)
+		nothing(t, what, read(t, p, "a"))
+		left(t, p, what)
+		if got, want := buriedOf(t, p, "a"), "expired"; len(got) == 0 || !strings.HasPrefix(got[len(got)-1], want) {
+			t.Errorf("%s: published %q, want %s at the end", what, got, want)
+		}
+		// A store that is filled from what was published keeps it out as well.
+		other := expiring(t, false, 24*time.Hour)
+		other.meta.ClockMS = p.meta.ClockMS
+		m := &merge{p: other, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
+		if err := p.parts.store.Outbox(0, func(e store.Entry) error { return m.apply(t.Context(), []*kgo.Record{recordOf(&e.Message, 0)}) }); err != nil {
+			t.Fatal(err)
+		}
+		foldFacts(t, other, offset, late)
+		nothing(t, what+", restored", read(t, other, "a"))
 	}
 }
 
