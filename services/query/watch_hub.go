@@ -252,7 +252,7 @@ func (h *watchHub) await(ctx context.Context, patience time.Duration) (*watchEpo
 	}
 }
 
-// confirm says that at a time these were the ends of the partitions.
+// confirm says that at a time these were the ends of the partitions: if the sequence has come so far, what follows it was written later.
 func (h *watchHub) confirm(ends []int64, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -458,8 +458,12 @@ func TestWatchEnds(t *testing.T) {
 		if err := <-w.ended; status.Code(err) != codes.Unavailable {
 			t.Errorf("the service stops: %v", err)
 		}
-		if _, err := h.begin(t.Context(), &presencev1.WatchClientsRequest{}); err == nil {
-			t.Log("a watch that begins now ends at once")
+		// One that begins now ends at once, and says where to go on.
+		w = h.watch(&presencev1.WatchClientsRequest{})
+		w.want(watchHeartbeat, "")
+		w.want(watchHeartbeat, "")
+		if err := <-w.ended; status.Code(err) != codes.Unavailable {
+			t.Errorf("the service has stopped: %v", err)
 		}
 	})
 }

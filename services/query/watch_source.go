@@ -1,6 +1,7 @@
 package query
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -219,7 +220,8 @@ func (s *watchSource) describe(ctx context.Context, cl *kgo.Client) (*watchLog, 
 		err = kerr.ErrorForCode(resp.Topics[0].ErrorCode)
 	}
 	if err != nil || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) == 0 {
-		return nil, fmt.Errorf("ask kafka for the partitions of %s; the materializer or bridge creates the topic: %w", eventlog.TopicClientState, errors.Join(err))
+		return nil, fmt.Errorf("ask kafka for the partitions of %s; the materializer or bridge creates the topic: %w", eventlog.TopicClientState,
+			cmp.Or(err, errors.New("there are none")))
 	}
 	log.topic = resp.Topics[0].TopicID
 	admin := kadm.NewClient(cl)
@@ -343,11 +345,10 @@ func (t *watchTail) follow(ctx context.Context) error {
 			return err
 		}
 		entries := t.decode(fetches)
-		now := time.Now().UnixMilli()
 		for _, e := range entries {
-			e.timeMS = now
+			// What is still to be read may be older than when this was: only check knows when nothing was.
+			e.timeMS = 0
 		}
-		t.at.timeMS = now
 		t.source.hub.append(entries, t.at)
 	}
 	return ctx.Err()

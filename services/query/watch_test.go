@@ -2,6 +2,7 @@ package query_test
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -89,6 +90,29 @@ func TestWatch(t *testing.T) {
 			// A browser names the last event in a header, which outweighs what its URL says.
 			expectIDs(t, s.watchSSE("snapshot=true", "Last-Event-ID", told[1][1].GetResumeToken()), "dev2")
 		})
+	}
+}
+
+// The time of a token is one before all that follows it was written: if it were later, compaction could have removed what is to be told.
+func TestWatchTokenTime(t *testing.T) {
+	kafka := startKafka(t)
+	s := serveWatches(t, kafka)
+	w := s.watchGRPC(&presencev1.WatchClientsRequest{})
+	expect(t, w, "heartbeat")
+	p := newPublisher(t, kafka)
+	before := time.Now()
+	p.online("dev1", "dev2", "dev3")
+	for _, id := range []string{"dev1", "dev2"} {
+		m := expectIDs(t, w, id)
+		raw, err := base64.RawURLEncoding.DecodeString(m.GetResumeToken())
+		if err != nil || len(raw) < 18 {
+			t.Fatalf("token %q: %v", m.GetResumeToken(), err)
+		}
+		// Version and topic ID come first.
+		ms, _ := binary.Uvarint(raw[17:])
+		if at := time.UnixMilli(int64(ms)); at.After(before) || at.Before(before.Add(-time.Minute)) {
+			t.Errorf("the token of %s is of %v, what follows was written after %v", id, at, before)
+		}
 	}
 }
 
