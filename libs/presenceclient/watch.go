@@ -95,7 +95,7 @@ func (c *Client) Watch(ctx context.Context, watch Watch) iter.Seq2[*presencev1.W
 			case ctx.Err() != nil:
 				yield(nil, failed("watch the clients", status.FromContextError(ctx.Err()).Err()))
 				return
-			case IsTooOld(err) && watch.SnapshotIfTooOld && !w.snapshot:
+			case IsTooOld(err) && (watch.SnapshotIfTooOld || w.snapshot):
 				w.snapshot, w.token = true, ""
 			case !w.mends(err):
 				yield(nil, failed("watch the clients", err))

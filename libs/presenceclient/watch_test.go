@@ -247,6 +247,7 @@ type script struct {
 	mu       sync.Mutex
 	requests []*presencev1.WatchClientsRequest
 	streams  [][]*presencev1.WatchClientsResponse
+	broken   []error // of each stream; where there is none: Unavailable
 }
 
 func (s *script) WatchClients(req *presencev1.WatchClientsRequest, stream grpc.ServerStreamingServer[presencev1.WatchClientsResponse]) error {
@@ -261,6 +262,9 @@ func (s *script) WatchClients(req *presencev1.WatchClientsRequest, stream grpc.S
 		if err := stream.Send(message); err != nil {
 			return err
 		}
+	}
+	if n < len(s.broken) {
+		return s.broken[n]
 	}
 	return presencetest.Unavailable()
 }
@@ -292,6 +296,29 @@ func TestWatchBrokenSnapshot(t *testing.T) {
 	}
 	if want := `true "", true "", false "end", false "later"`; strings.Join(asked, ", ") != want {
 		t.Errorf("asked with snapshot and token %v, want %s", asked, want)
+	}
+}
+
+// TestWatchSnapshotOfALogMadeAnew begins again with a snapshot in which the log was made anew: nothing is lost by that, and no token was asked for.
+func TestWatchSnapshotOfALogMadeAnew(t *testing.T) {
+	anew := status.Error(codes.OutOfRange, "another log")
+	s := &script{
+		streams: [][]*presencev1.WatchClientsResponse{{{Type: presenceclient.EventClient}}, {{Type: presenceclient.EventSnapshotEnd, ResumeToken: "end"}}},
+		broken:  []error{anew, anew},
+	}
+	var got []string
+	for message, err := range newClient(t, presenceclient.Config{Target: serve(t, s)}).Watch(t.Context(), presenceclient.Watch{Snapshot: true}) {
+		if err != nil {
+			// Once the snapshot is complete, the token is too old, and nobody has asked for another snapshot then.
+			if !presenceclient.IsTooOld(err) {
+				t.Error(err)
+			}
+			break
+		}
+		got = append(got, message.GetType())
+	}
+	if want := "snapshot_begin client snapshot_begin snapshot_end"; strings.Join(got, " ") != want {
+		t.Errorf("got %v, want %s", got, want)
 	}
 }
 
