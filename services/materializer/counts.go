@@ -24,11 +24,7 @@ func (m *Materializer) GetCounts(_ context.Context, req *presencev1.GetCountsReq
 	if err != nil {
 		return nil, storeError(err)
 	}
-	defer func() {
-		if cerr := o.close(); cerr != nil && err == nil {
-			err = storeError(cerr)
-		}
-	}()
+	defer o.done(&err)
 	// A count is of a cluster and a status, and in the cluster that was asked for of a node.
 	type of struct {
 		cluster string
@@ -78,11 +74,7 @@ func (m *Materializer) ListUsernames(ctx context.Context, req *presencev1.ListUs
 	if err != nil {
 		return nil, storeError(err)
 	}
-	defer func() {
-		if cerr := o.close(); cerr != nil && err == nil {
-			err = storeError(cerr)
-		}
-	}()
+	defer o.done(&err)
 	resp := &presencev1.ListUsernamesResponse{
 		End: true, Exact: o.exact(), NotOwned: o.notOwned, Partitions: o.freshness(m), Health: o.health(), PartitionCount: m.cfg.Kafka.Partitions,
 	}

@@ -41,11 +41,7 @@ func (m *Materializer) ListStates(ctx context.Context, req *presencev1.ListState
 	if err != nil {
 		return nil, storeError(err)
 	}
-	defer func() {
-		if cerr := o.close(); cerr != nil && err == nil {
-			err = storeError(cerr)
-		}
-	}()
+	defer o.done(&err)
 	resp := &presencev1.ListStatesResponse{
 		Exact: o.exact(), NotOwned: o.notOwned, Partitions: o.freshness(m), Health: o.health(), PartitionCount: m.cfg.Kafka.Partitions,
 	}
@@ -81,6 +77,13 @@ func storeError(err error) error {
 		return status.Error(codes.Unavailable, "the materializer is stopping: ask again")
 	}
 	return status.Errorf(codes.Internal, "read the store: %v", err)
+}
+
+// done closes what a call has read, at its end; err is the status that it returns.
+func (o *over) done(err *error) {
+	if cerr := o.close(); cerr != nil && *err == nil {
+		*err = storeError(cerr)
+	}
 }
 
 func checkList(req *presencev1.ListStatesRequest) error {

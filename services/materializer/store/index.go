@@ -77,7 +77,7 @@ func (s *Store) Indexes(partition int32) (*Indexes, error) {
 		return x, err
 	}
 	x.valid = true
-	lower, upper := appendPrefix(nil, kindPlaceCount, partition), appendPrefixEnd(nil, kindPlaceCount, partition)
+	lower, upper := kindBounds(partition, kindPlaceCount, "")
 	return x, s.scan(lower, upper, func(key, value []byte) (bool, error) {
 		n, err := decodeCount(value)
 		x.places[string(key)] = n
@@ -274,20 +274,21 @@ func (x *Indexes) Build(limit int, see func(client []byte, r *Row) bool) error {
 	if !x.building {
 		for _, kinds := range [...][2]byte{{kindPlace, kindUsername}, {kindPlaceCount, kindUsernameCount}} {
 			for kind := kinds[0]; kind <= kinds[1]; kind++ {
-				b.fail(b.b.DeleteRange(appendPrefix(nil, kind, x.partition), appendPrefixEnd(nil, kind, x.partition), nil))
+				lower, upper := kindBounds(x.partition, kind, "")
+				b.fail(b.b.DeleteRange(lower, upper, nil))
 			}
 		}
 		x.after, x.blank = nil, true
 		clear(x.places)
 		clear(x.usernames)
 	}
-	lower := appendPrefix(nil, kindClient, x.partition)
+	lower, upper := kindBounds(x.partition, kindClient, "")
 	if x.after != nil {
 		lower = append(appendClient(nil, kindClient, x.partition, x.after), 0)
 	}
 	seen, last := 0, []byte(nil)
 	var r Row
-	err := x.store.scan(lower, appendPrefixEnd(nil, kindClient, x.partition), func(key, value []byte) (bool, error) {
+	err := x.store.scan(lower, upper, func(key, value []byte) (bool, error) {
 		if seen++; seen > limit {
 			return false, nil
 		}

@@ -164,11 +164,18 @@ func cutCluster(b []byte) (cluster, rest []byte) {
 	return b[:i], b[i:]
 }
 
-// clusterBounds returns the range of a cluster's clients: "0" is the byte after "/".
-func clusterBounds(partition int32, cluster string) (lower, upper []byte) {
-	lower = append(append(appendPrefix(nil, kindClient, partition), cluster...), '/')
-	upper = append(append(appendPrefix(nil, kindClient, partition), cluster...), '/'+1)
-	return lower, upper
+// kindBegin is the beginning of a cluster's keys of a kind.
+func kindBegin(partition int32, kind byte, cluster string) []byte {
+	return append(append(appendPrefix(nil, kind, partition), cluster...), '/')
+}
+
+// kindBounds returns the range of the keys of a kind, of one cluster, or of all if it is empty.
+func kindBounds(partition int32, kind byte, cluster string) (lower, upper []byte) {
+	if cluster == "" {
+		return appendPrefix(nil, kind, partition), appendPrefixEnd(nil, kind, partition)
+	}
+	lower = kindBegin(partition, kind, cluster)
+	return lower, successor(lower)
 }
 
 // ErrCorrupt is returned for bytes that no version of this package wrote.

@@ -155,8 +155,7 @@ func (c *Candidates) row(partition int32, id []byte) ([]byte, error) {
 	it := c.rows[partition]
 	if it == nil {
 		var err error
-		begin := kindBegin(partition, kindClient, c.cluster)
-		if it, err = c.view.iter(begin, successor(begin)); err != nil {
+		if it, err = c.view.iter(kindBounds(partition, kindClient, c.cluster)); err != nil {
 			return nil, err
 		}
 		c.rows[partition] = it
@@ -175,20 +174,6 @@ func (c *Candidates) Close() error {
 		err = errors.Join(err, closeIter(it))
 	}
 	return err
-}
-
-// kindBegin is the beginning of a cluster's keys of a kind.
-func kindBegin(partition int32, kind byte, cluster string) []byte {
-	return append(append(appendPrefix(nil, kind, partition), cluster...), '/')
-}
-
-// kindBounds returns the range of the keys of a kind, of one cluster, or of all if it is empty.
-func kindBounds(partition int32, kind byte, cluster string) (lower, upper []byte) {
-	if cluster == "" {
-		return appendPrefix(nil, kind, partition), appendPrefixEnd(nil, kind, partition)
-	}
-	lower = kindBegin(partition, kind, cluster)
-	return lower, successor(lower)
 }
 
 // stream is a range of keys in a partition, read some at a time, so that one iterator serves all streams of its kind.
@@ -292,7 +277,7 @@ func (h *streams) add(v *View, s *stream) {
 		h.iters = map[iterOf]*pebble.Iterator{}
 	}
 	if h.iters[of] == nil {
-		it, err := v.iter(appendPrefix(nil, of.kind, of.partition), appendPrefixEnd(nil, of.kind, of.partition))
+		it, err := v.iter(kindBounds(of.partition, of.kind, ""))
 		if err != nil {
 			h.err = cmp.Or(h.err, err)
 			return

@@ -246,12 +246,26 @@ func (c *Cursor) Close() error {
 	return nil
 }
 
-// Clients calls fn for at most limit clients of a cluster in a partition, in ascending order, beginning after the given one (nil: at the
-// first). It returns the last client that it passed to fn, nil if that was the last one.
+// Clients is Rows for the clients of one cluster.
 func (s *Store) Clients(partition int32, cluster string, after []byte, limit int, fn func(client, row []byte) error) (last []byte, err error) {
-	lower, upper := clusterBounds(partition, cluster)
+	return s.walk(kindClient, partition, cluster, after, limit, fn)
+}
+
+// Rows calls fn for at most limit rows of a partition, in ascending order of their clients, beginning after the given one (nil: at the first).
+// It returns the last client that it passed to fn, nil if that was the last one.
+func (s *Store) Rows(partition int32, after []byte, limit int, fn func(client, row []byte) error) (last []byte, err error) {
+	return s.walk(kindClient, partition, "", after, limit, fn)
+}
+
+// Markers is Rows for the clients whose row says, or said, only that they were forgotten.
+func (s *Store) Markers(partition int32, after []byte, limit int, fn func(client []byte) error) (last []byte, err error) {
+	return s.walk(kindMarker, partition, "", after, limit, func(client, _ []byte) error { return fn(client) })
+}
+
+func (s *Store) walk(kind byte, partition int32, cluster string, after []byte, limit int, fn func(client, value []byte) error) (last []byte, err error) {
+	lower, upper := kindBounds(partition, kind, cluster)
 	if after != nil {
-		lower = append(appendClient(nil, kindClient, partition, after), 0)
+		lower = append(appendClient(nil, kind, partition, after), 0)
 	}
 	err = s.scan(lower, upper, func(key, value []byte) (bool, error) {
 		if limit--; limit < 0 {
@@ -266,45 +280,16 @@ func (s *Store) Clients(partition int32, cluster string, after []byte, limit int
 	return last, err
 }
 
-// Rows calls fn for at most limit rows of a partition, in ascending order of their clients, beginning after the given one (nil: at the first).
-// It returns the last client that it passed to fn, nil if that was the last one.
-func (s *Store) Rows(partition int32, after []byte, limit int, fn func(client, row []byte) error) (last []byte, err error) {
-	return s.walk(kindClient, partition, after, limit, fn)
-}
-
-// Markers is Rows for the clients whose row says, or said, only that they were forgotten.
-func (s *Store) Markers(partition int32, after []byte, limit int, fn func(client []byte) error) (last []byte, err error) {
-	return s.walk(kindMarker, partition, after, limit, func(client, _ []byte) error { return fn(client) })
-}
-
-func (s *Store) walk(kind byte, partition int32, after []byte, limit int, fn func(client, value []byte) error) (last []byte, err error) {
-	lower := appendPrefix(nil, kind, partition)
-	if after != nil {
-		lower = append(appendClient(nil, kind, partition, after), 0)
-	}
-	err = s.scan(lower, appendPrefixEnd(nil, kind, partition), func(key, value []byte) (bool, error) {
-		if limit--; limit < 0 {
-			return false, nil
-		}
-		last = append(last[:0], key[prefixSize:]...)
-		return true, fn(last, value)
-	})
-	if limit >= 0 {
-		last = nil
-	}
-	return last, err
-}
-
 // Dirty calls fn for every client of a partition that is marked dirty, in ascending order, until it returns false or an error.
 func (s *Store) Dirty(partition int32, fn func(client []byte) (bool, error)) error {
-	return s.scan(appendPrefix(nil, kindDirty, partition), appendPrefixEnd(nil, kindDirty, partition), func(key, _ []byte) (bool, error) {
-		return fn(key[prefixSize:])
-	})
+	lower, upper := kindBounds(partition, kindDirty, "")
+	return s.scan(lower, upper, func(key, _ []byte) (bool, error) { return fn(key[prefixSize:]) })
 }
 
 // Outbox calls fn for every entry of a partition's outbox, in order. The entry owns its bytes.
 func (s *Store) Outbox(partition int32, fn func(Entry) error) error {
-	return s.scan(appendPrefix(nil, kindOutbox, partition), appendPrefixEnd(nil, kindOutbox, partition), func(key, value []byte) (bool, error) {
+	lower, upper := kindBounds(partition, kindOutbox, "")
+	return s.scan(lower, upper, func(key, value []byte) (bool, error) {
 		seq, err := outboxSeq(key)
 		if err != nil {
 			return false, err
@@ -317,25 +302,39 @@ func (s *Store) Outbox(partition int32, fn func(Entry) error) error {
 	})
 }
 
+func (s *Store) scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
+	return scan(s.db, lower, upper, fn)
+}
+
 // scan calls fn for every key in [lower, upper) until it returns false or an error.
-func (s *Store) scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) (err error) {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+func scan(r pebble.Reader, lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
+	it, err := newIter(r, lower, upper)
 	if err != nil {
-		return fmt.Errorf("scan the store: %w", err)
+		return err
 	}
-	defer func() {
-		if cerr := it.Close(); cerr != nil && err == nil {
-			err = fmt.Errorf("scan the store: %w", cerr)
+	for ok := it.First(); ok && err == nil; ok = ok && it.Next() {
+		var value []byte
+		if value, err = it.ValueAndErr(); err != nil {
+			err = fmt.Errorf("scan the store: %w", err)
+			break
 		}
-	}()
-	for ok := it.First(); ok; ok = it.Next() {
-		value, err := it.ValueAndErr()
-		if err != nil {
-			return fmt.Errorf("scan the store: %w", err)
-		}
-		if more, err := fn(it.Key(), value); err != nil || !more {
-			return err
-		}
+		ok, err = fn(it.Key(), value)
+	}
+	return errors.Join(err, closeIter(it))
+}
+
+func newIter(r pebble.Reader, lower, upper []byte) (*pebble.Iterator, error) {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return nil, fmt.Errorf("scan the store: %w", err)
+	}
+	return it, nil
+}
+
+// closeIter closes an iterator; that tells the errors it has met.
+func closeIter(it *pebble.Iterator) error {
+	if err := it.Close(); err != nil {
+		return fmt.Errorf("scan the store: %w", err)
 	}
 	return nil
 }

@@ -54,35 +54,12 @@ func (v *View) get(key []byte, fn func(value []byte) error) (found bool, err err
 	return true, errors.Join(fn(value), closer.Close())
 }
 
-// scan calls fn for every key in [lower, upper) until it returns false or an error.
 func (v *View) scan(lower, upper []byte, fn func(key, value []byte) (bool, error)) error {
-	it, err := v.iter(lower, upper)
-	if err != nil {
-		return err
-	}
-	for ok := it.First(); ok && err == nil; ok = ok && it.Next() {
-		var value []byte
-		if value, err = it.ValueAndErr(); err == nil {
-			ok, err = fn(it.Key(), value)
-		}
-	}
-	return errors.Join(err, closeIter(it))
+	return scan(v.snap, lower, upper, fn)
 }
 
 func (v *View) iter(lower, upper []byte) (*pebble.Iterator, error) {
-	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-	if err != nil {
-		return nil, fmt.Errorf("scan the store: %w", err)
-	}
-	return it, nil
-}
-
-// closeIter closes an iterator; that tells the errors it has met.
-func closeIter(it *pebble.Iterator) error {
-	if err := it.Close(); err != nil {
-		return fmt.Errorf("scan the store: %w", err)
-	}
-	return nil
+	return newIter(v.snap, lower, upper)
 }
 
 // Swept returns the node-events offset up to which every row of a partition shows the node facts; -1 for none.
