@@ -64,6 +64,9 @@ With -o json each line is one message of the service, those that only say that t
 			if snapshot && token != "" {
 				return &usageError{errors.New("--snapshot and --resume-token: give one of them; a resumed watch needs no snapshot"), name + " watch"}
 			}
+			if heartbeat <= 0 {
+				return &usageError{fmt.Errorf("--heartbeat: %v is not 1s to 5m", heartbeat), name + " watch"}
+			}
 			w := &watch{app: a, client: client, heartbeats: heartbeats, silence: deadAfter * heartbeat, req: &presencev1.WatchClientsRequest{
 				Cluster: a.settings.Cluster, Status: filter.status, Node: filter.node, Username: filter.username, ClientIdPrefix: filter.prefix,
 				ClientIds: args, ResumeToken: token, Snapshot: snapshot, Heartbeat: durationpb.New(heartbeat),
@@ -182,14 +185,19 @@ func (w *watch) stream(ctx context.Context) error {
 		return cause(ctx, err)
 	}
 	for {
+		// Only the service's silence counts, not the time that our output takes.
+		alive.Reset(w.silence)
 		m, err := stream.Recv()
+		alive.Stop()
 		if err != nil {
 			return cause(ctx, err)
 		}
-		alive.Reset(w.silence)
 		w.began, w.attempts = true, 0
 		if err := w.show(m); err != nil {
 			return &printError{err}
+		}
+		if w.req.GetSnapshot() && m.GetType() != watchSnapshotEnd {
+			continue // A snapshot that breaks begins again.
 		}
 		if token := m.GetResumeToken(); token != "" {
 			w.req.ResumeToken, w.req.Snapshot = token, false

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -39,11 +40,25 @@ func watched(t *testing.T, args []string, parts ...func(*presencev1.WatchClients
 		return parts[n](req, s)
 	}
 	var stdout, stderr bytes.Buffer
-	a := newApp(Process{Environ: r.env, In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+	a := newApp(Process{Environ: r.env, In: strings.NewReader(""), Out: &slowOnce{Writer: &stdout}, Err: &stderr})
 	a.now = func() time.Time { return testNow }
 	code = a.run(ctx, append([]string{"watch"}, args...))
 	checkInert(t, stdout.String()+stderr.String())
 	return stdout.String(), stderr.String(), code
+}
+
+// slowOnce takes longer for the first write than a watch with a heartbeat of 100 ms waits for a sign of life.
+type slowOnce struct {
+	io.Writer
+	written bool
+}
+
+func (w *slowOnce) Write(b []byte) (int, error) {
+	if !w.written {
+		w.written = true
+		<-time.After(2 * deadAfter * 100 * time.Millisecond)
+	}
+	return w.Writer.Write(b)
 }
 
 func transition(id, to, token string) *presencev1.WatchClientsResponse {
@@ -115,7 +130,8 @@ func TestWatchSnapshotAndJSON(t *testing.T) {
 			if !req.GetSnapshot() {
 				t.Error("no snapshot is asked for")
 			}
-			if err := send(s, &presencev1.WatchClientsResponse{Type: watchClient, Client: &presencev1.Client{ClientId: "dev1", Status: online}}); err != nil {
+			// Were it to go on from a token within the snapshot, it would lack the other clients.
+			if err := send(s, &presencev1.WatchClientsResponse{Type: watchClient, Client: &presencev1.Client{ClientId: "dev1", Status: online}, ResumeToken: "within"}); err != nil {
 				return err
 			}
 			return unavailable
@@ -170,8 +186,21 @@ func TestWatchEnds(t *testing.T) {
 	if _, errOut, code := r.run("watch", "--server", "127.0.0.1:1"); code != exitError || !strings.Contains(errOut, "connection refused") {
 		t.Errorf("exit %d: %s", code, errOut)
 	}
+	if _, errOut, code := r.run("watch", "--heartbeat", "0"); code != exitError || !strings.Contains(errOut, "--heartbeat") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
 	if _, errOut, code := r.run("watch", "--snapshot", "--resume-token", "x"); code != exitError || !strings.Contains(errOut, "give one of them") {
 		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+// TestWatchSlowOutput: only the service's silence counts, not the time that the output takes.
+func TestWatchSlowOutput(t *testing.T) {
+	out, errOut, code := watched(t, []string{"--heartbeat", "100ms"}, func(_ *presencev1.WatchClientsRequest, s watchStream) error {
+		return errors.Join(send(s, transition("dev1", online, "t1"), transition("dev2", online, "t2")), unavailable)
+	})
+	if code != exitOK || strings.Contains(errOut, "the service is silent") || !strings.Contains(out, "dev2") {
+		t.Errorf("exit %d: %s%s", code, out, errOut)
 	}
 }
 
