@@ -403,6 +403,44 @@ func TestLongTexts(t *testing.T) {
 	}
 }
 
+// A status that clients of very many nodes have is looked for in the rows.
+func TestManyPlaces(t *testing.T) {
+	s := openIndexed(t, vfs.NewCrashableMem())
+	s.build(10)
+	for i := range maxPlaces + 1 {
+		s.put(fmt.Sprintf("c/%04d", i), Indexed{}, presence.Online, fmt.Sprint("n", i), "")
+	}
+	s.put("c/x", Indexed{}, presence.Offline, "n1", "")
+	v, err := s.NewView()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for status, want := range map[presence.Presence]struct{ streams, candidates int }{presence.Online: {1, maxPlaces + 2}, presence.Offline: {1, 1}, presence.Unknown: {0, 0}} {
+		c, err := v.Candidates([]int32{1}, &Query{Cluster: "c", Standings: []Standing{Standing(status)}}, func(int32) bool { return false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for n, err := c.Next(); n != nil || err != nil; n, err = c.Next() {
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen++
+		}
+		if len(c.streams.all) != want.streams || seen != want.candidates {
+			t.Errorf("%v: %d candidates in %d streams, want %+v", status, seen, len(c.streams.all), want)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestRowsNeedIndexes(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	client, r := liveRow()

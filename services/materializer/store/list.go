@@ -70,18 +70,35 @@ func (v *View) Candidates(partitions []int32, q *Query, scan func(partition int3
 				c.byID(p, q, appendPlace(nil, kindPlace, p, []byte(q.Cluster+"/"), s, q.Node), false)
 			}
 		default:
-			err = v.Places(p, q.Cluster, func(n PlaceCount) error {
-				if slices.Contains(q.Standings, n.Standing) {
-					c.byID(p, q, appendPlace(nil, kindPlace, p, []byte(q.Cluster+"/"), n.Standing, n.Node), false)
-				}
-				return nil
-			})
+			var begins [][]byte
+			if begins, err = v.placesOf(p, q); len(begins) > maxPlaces {
+				c.byID(p, q, kindBegin(p, kindClient, q.Cluster), true)
+				break
+			}
+			for _, begin := range begins {
+				c.byID(p, q, begin, false)
+			}
 		}
 		if err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
 	}
 	return c, nil
+}
+
+// maxPlaces is how many places of a partition a list merges. Of a cluster that has had more nodes, by which clients still count, the rows
+// are looked through.
+const maxPlaces = 256
+
+// placesOf returns how the index's keys begin at the places of a partition that a query by status selects.
+func (v *View) placesOf(partition int32, q *Query) (begins [][]byte, err error) {
+	err = v.Places(partition, q.Cluster, func(n PlaceCount) error {
+		if slices.Contains(q.Standings, n.Standing) {
+			begins = append(begins, appendPlace(nil, kindPlace, partition, []byte(q.Cluster+"/"), n.Standing, n.Node))
+		}
+		return nil
+	})
+	return begins, err
 }
 
 // standings returns those that the query selects.
