@@ -143,6 +143,9 @@ func (s *server) send(method, path, authorization, body string) answer {
 	if err != nil {
 		s.t.Fatalf("%s %.60s: %v", method, path, err)
 	}
+	if got := response.Header.Values("X-Content-Type-Options"); len(got) != 1 || got[0] != "nosniff" {
+		s.t.Errorf("%s %.60s: X-Content-Type-Options %q", method, path, got)
+	}
 	content, err := io.ReadAll(response.Body)
 	if err != nil {
 		s.t.Fatalf("read the answer of %s %.60s: %v", method, path, err)

@@ -40,8 +40,8 @@ type rest struct {
 	openAPI []byte
 	web     *webPage
 
-	bodyOnline, bodyOffline             []byte
-	contentType, noStore, statusUnknown []string
+	bodyOnline, bodyOffline                      []byte
+	contentType, noStore, noSniff, statusUnknown []string
 }
 
 func newREST(a *answers, g *gate, m *metrics) (*rest, error) {
@@ -52,7 +52,7 @@ func newREST(a *answers, g *gate, m *metrics) (*rest, error) {
 	h := &rest{
 		answers: a, gate: g, metrics: m, calls: newCalls(), openAPI: presencev1.OpenAPI(), web: web,
 		bodyOnline: []byte(`{"online":true}`), bodyOffline: []byte(`{"online":false}`),
-		contentType: []string{"application/json"}, noStore: []string{"no-store"}, statusUnknown: []string{"unknown"},
+		contentType: []string{"application/json"}, noStore: []string{"no-store"}, noSniff: []string{"nosniff"}, statusUnknown: []string{"unknown"},
 	}
 	mux := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &jsonCodec{runtime.JSONPb{
@@ -82,6 +82,8 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path == "" {
 		path = r.URL.EscapedPath()
 	}
+	// Client IDs and usernames are in the answers: nothing of them is to be taken for a page or a script.
+	w.Header()["X-Content-Type-Options"] = h.noSniff
 	w = forPage(w, r)
 	if err := h.knock(w, r, path); err != nil {
 		return

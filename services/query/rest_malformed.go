@@ -32,7 +32,7 @@ func (c *jsonConn) Write(b []byte) (int, error) {
 	if len(b) != len(malformedText) || !bytes.Equal(b, []byte(malformedText)) {
 		return c.Conn.Write(b)
 	}
-	if _, err := fmt.Fprintf(c.Conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
+	if _, err := fmt.Fprintf(c.Conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
 		len(malformedBody), malformedBody); err != nil {
 		return 0, err
 	}

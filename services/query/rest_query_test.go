@@ -115,7 +115,8 @@ func TestMalformedPathIsAJSONError(t *testing.T) {
 		body := make([]byte, 4096)
 		n, _ := response.Body.Read(body)
 		a := answer{response.StatusCode, response.Header, string(body[:n])}
-		if a.status != 400 || fieldOf(t, a) != "client_id" || a.header.Get("Content-Type") != "application/json" || a.fields(t)["code"] != 3.0 {
+		if a.status != 400 || fieldOf(t, a) != "client_id" || a.header.Get("Content-Type") != "application/json" || a.header.Get("X-Content-Type-Options") != "nosniff" ||
+			a.fields(t)["code"] != 3.0 {
 			t.Errorf("%s: %d %v %s", path, a.status, a.header, a.body)
 		}
 		if err := conn.Close(); err != nil {

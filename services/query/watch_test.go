@@ -42,7 +42,8 @@ func TestWatch(t *testing.T) {
 					t.Errorf("the first message is %v", m)
 				}
 			}
-			if sse.retry == "" || sse.response.Header.Get("Cache-Control") != "no-store" || sse.response.Header.Get("X-Accel-Buffering") != "no" {
+			if sse.retry == "" || sse.response.Header.Get("Cache-Control") != "no-store" || sse.response.Header.Get("X-Accel-Buffering") != "no" ||
+				sse.response.Header.Get("X-Content-Type-Options") != "nosniff" {
 				t.Errorf("retry %q, headers %v", sse.retry, sse.response.Header)
 			}
 			p := newPublisher(t, kafka)

@@ -115,7 +115,6 @@ func (h *rest) page(w http.ResponseWriter, r *http.Request, path string) {
 	header := w.Header()
 	header["Content-Type"] = found.contentType
 	header["Etag"] = found.etag
-	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Referrer-Policy", "no-referrer")
 	header.Set("Cross-Origin-Resource-Policy", "same-origin")
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")
