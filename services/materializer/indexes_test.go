@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -219,6 +220,39 @@ func TestListLooksAtABoundedNumberOfRows(t *testing.T) {
 	q.After = nil
 	if _, err := m.ListStates(ctx, q); status.Code(err) != codes.Canceled {
 		t.Errorf("a list that nobody waits for ends with %v", err)
+	}
+}
+
+// Another allowance makes other statuses of the same rows: they are swept, and lists look through them until they are.
+func TestAnotherAllowanceIsSwept(t *testing.T) {
+	l := newLog(t)
+	fs := vfs.NewMem()
+	cfg := l.config(fs)
+	l.node(started("n1", -dayMS))
+	m := l.start(cfg).ready()
+	older := func(f *presence.Fact) { f.Dialect = presence.DialectEMQX50 }
+	last := l.facts(of(opened("a", "n1", 1000), older), of(opened("a", "n2", 6000), older), of(closedAt("a", "n2", 6000, 7000), older))
+	if got := m.get("a", last).GetStatus(); got != "offline" {
+		t.Fatalf("with a small allowance it is %s", got)
+	}
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	l.node(presence.NodeFact{ID: "x", Kind: presence.NodeAlive, Cluster: "default", Node: "n1", Dialect: presence.DialectEMQX, TimeMS: t0, ReceivedMS: t0})
+	cfg.Allowance = time.Minute
+	m = l.start(cfg).ready()
+	servicetest.Eventually(t, patience, func() error {
+		resp, err := m.ListStates(t.Context(), &presencev1.ListStatesRequest{Cluster: "default", Status: "unknown", Limit: 10, Count: true})
+		if err != nil || !resp.GetExact() {
+			return fmt.Errorf("exact: %v, %w", resp.GetExact(), err)
+		}
+		if len(resp.GetEntries()) != 1 || resp.GetTotal() != 1 {
+			t.Fatalf("with a large allowance the list is %v", resp)
+		}
+		return nil
+	})
+	if got := m.get("a", nil); got.GetStatusReason() != "order_undecided" {
+		t.Errorf("%v", got)
 	}
 }
 

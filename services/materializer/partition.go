@@ -134,6 +134,7 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 		return err
 	}
 	p.meta = meta
+	p.noteAllowance()
 	if p.indexes, err = p.parts.store.Indexes(p.id); err != nil {
 		return err
 	}

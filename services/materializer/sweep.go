@@ -40,6 +40,13 @@ func (s *sweep) aim(t *nodeTable, swept int64) {
 	}
 }
 
+// noteAllowance has all rows swept if the statuses in them were computed with another allowance: lists and counters go by those.
+func (p *partition) noteAllowance() {
+	if ms := p.allowanceMS(); p.meta.AllowanceMS != ms {
+		p.meta.AllowanceMS, p.meta.SweptNode = ms, -1
+	}
+}
+
 // sweepChunk looks at the next rows.
 func (p *partition) sweepChunk(ctx context.Context) error {
 	if err := p.room(ctx); err != nil {

@@ -226,34 +226,38 @@ type Meta struct {
 	Checkpoint int64 // offset of the latest checkpoint put into the outbox
 	ClockMS    int64 // by which facts and clients expire: see the materializer's tick
 	AheadMS    int64 // received time that the clock has not followed yet; 0 if there is none
+
+	AllowanceMS int64 // with which the statuses in the rows were computed
 }
 
-// The value is format(1) uvarint(next) uvarint(applied) uvarint(swept + 1) uvarint(checkpoint) uvarint(clock) uvarint(ahead). Format 1 had no
-// clock.
-const (
-	metaFormat          = 2
-	metaFormatClockless = 1
-)
+// The value is format(1) uvarint(next) uvarint(applied) uvarint(swept + 1) uvarint(checkpoint) uvarint(clock) uvarint(ahead)
+// uvarint(allowance). Earlier formats had less.
+const metaFormat = 3
+
+// metaFields is how many numbers each format has.
+var metaFields = [metaFormat + 1]int{1: 4, 2: 6, 3: 7}
+
+func (m *Meta) fields() []*int64 {
+	return []*int64{&m.Next, &m.AppliedMS, &m.SweptNode, &m.Checkpoint, &m.ClockMS, &m.AheadMS, &m.AllowanceMS}
+}
 
 func (m *Meta) append(dst []byte) []byte {
+	swept := *m
+	swept.SweptNode++
 	dst = append(dst, metaFormat)
-	for _, v := range []int64{m.Next, m.AppliedMS, m.SweptNode + 1, m.Checkpoint, m.ClockMS, m.AheadMS} {
-		dst = binary.AppendUvarint(dst, uint64(v))
+	for _, v := range swept.fields() {
+		dst = binary.AppendUvarint(dst, uint64(*v))
 	}
 	return dst
 }
 
 func (m *Meta) decode(b []byte) error {
 	r := reader{b: b}
-	fields := []*int64{&m.Next, &m.AppliedMS, &m.SweptNode, &m.Checkpoint, &m.ClockMS, &m.AheadMS}
-	switch f := r.byte(); f {
-	case metaFormat:
-	case metaFormatClockless:
-		fields = fields[:4]
-	default:
+	f := r.byte()
+	if f == 0 || f > metaFormat {
 		return fmt.Errorf("%w: meta format %d, want %d", ErrCorrupt, f, metaFormat)
 	}
-	for _, v := range fields {
+	for _, v := range m.fields()[:metaFields[f]] {
 		*v = int64(r.uvarint())
 	}
 	m.SweptNode--

@@ -40,6 +40,35 @@ func rowBatch(t testing.TB, s *Store, partition int32) *Batch {
 
 const t0 = int64(1_760_000_000_000)
 
+func TestMetaRoundTrip(t *testing.T) {
+	want := Meta{Next: 1, AppliedMS: t0, SweptNode: -1, Checkpoint: 4, ClockMS: t0 + 5, AheadMS: t0 + 6, AllowanceMS: 7}
+	b := want.append(nil)
+	var got Meta
+	if err := got.decode(b); err != nil || got != want {
+		t.Errorf("decoded %+v, error %v", got, err)
+	}
+	for n := range b {
+		if err := new(Meta).decode(b[:n]); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%d of %d bytes: error is %v", n, len(b), err)
+		}
+	}
+	// What earlier formats did not have is zero.
+	for format, n := range metaFields {
+		var got Meta
+		switch err := got.decode(append([]byte{byte(format)}, 1, 2, 3, 4, 5, 6, 7)[:1+n]); {
+		case format == 0:
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("format 0: %v", err)
+			}
+		case err != nil || got.Next != 1 || got.SweptNode != 2 || (got.ClockMS == 5) != (format > 1) || (got.AllowanceMS == 7) != (format > 2):
+			t.Errorf("format %d: %+v, %v", format, got, err)
+		}
+	}
+	if err := new(Meta).decode([]byte{metaFormat + 1, 1, 2, 3, 4, 5, 6, 7}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a later format: %v", err)
+	}
+}
+
 // liveRow is a client with one live connection: a 22 byte ID, a username and a peer.
 func liveRow() (client []byte, r Row) {
 	r = Row{ReceivedMS: t0 + 12, Last: Transition{
