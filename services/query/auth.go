@@ -38,6 +38,7 @@ const (
 	refusedRate       = "rate_limit"
 	refusedAddress    = "address_rate_limit"
 	refusedStreams    = "streams"
+	refusedOrigin     = "origin"
 )
 
 // gate admits requests: it knows who may ask, for what, and how much.

@@ -37,6 +37,7 @@ type rest struct {
 	metrics *metrics
 	calls   *calls
 	gateway http.Handler
+	origins *http.CrossOriginProtection
 	openAPI []byte
 	web     *webPage
 
@@ -50,7 +51,7 @@ func newREST(a *answers, g *gate, m *metrics) (*rest, error) {
 		return nil, err
 	}
 	h := &rest{
-		answers: a, gate: g, metrics: m, calls: newCalls(), openAPI: presencev1.OpenAPI(), web: web,
+		answers: a, gate: g, metrics: m, calls: newCalls(), origins: http.NewCrossOriginProtection(), openAPI: presencev1.OpenAPI(), web: web,
 		bodyOnline: []byte(`{"online":true}`), bodyOffline: []byte(`{"online":false}`),
 		contentType: []string{"application/json"}, noStore: []string{"no-store"}, noSniff: []string{"nosniff"}, statusUnknown: []string{"unknown"},
 	}
@@ -94,6 +95,9 @@ func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == watchPath:
 		h.watch(w, r)
 	case strings.HasPrefix(path, "/v1/"):
+		if h.foreign(w, r) {
+			return
+		}
 		url := *r.URL
 		// With RawPath set, the gateway splits before it unescapes.
 		url.RawPath = path
@@ -129,6 +133,21 @@ func (h *rest) knock(w http.ResponseWriter, r *http.Request, path string) error 
 		})
 	}
 	return err
+}
+
+// foreign refuses what a page of another site makes a browser ask that would change something, and answers then: browsers add credentials that
+// they keep, and certificates.
+func (h *rest) foreign(w http.ResponseWriter, r *http.Request) bool {
+	wrong := h.origins.Check(r)
+	if wrong == nil {
+		return false
+	}
+	err := status.Error(codes.PermissionDenied, "a page of another site made this request: "+wrong.Error())
+	h.fail(w, callNone, 0, err)
+	p := pass{gate: h.gate}
+	_ = p.refuse(refusedOrigin, err)
+	h.audit(r, &call{name: callNone}, &p, "", codes.PermissionDenied)
+	return true
 }
 
 // admit asks the gate, and says in the answer's headers which credentials are taken and what is left of the rates.

@@ -308,6 +308,51 @@ func TestRequestsThatAreWrong(t *testing.T) {
 	}
 }
 
+// A browser that keeps credentials, or has a certificate, sends them along with what another site's page makes it ask.
+func TestOtherSitesCannotAsk(t *testing.T) {
+	s := serve(t, testConfig(t), readertest.NewFake(1))
+	post := func(header ...string) int {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+"/v1/indexes:check", strings.NewReader(`{"repair":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", basic("admin", password))
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		response, err := http.DefaultTransport.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := response.Body.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode
+	}
+	for _, c := range []struct {
+		header []string
+		want   int
+	}{
+		{nil, 200},
+		{[]string{"Sec-Fetch-Site", "same-origin", "Origin", s.url}, 200},
+		{[]string{"Sec-Fetch-Site", "cross-site", "Origin", "https://evil.example"}, 403},
+		{[]string{"Sec-Fetch-Site", "same-site", "Origin", "https://evil.example"}, 403},
+		{[]string{"Origin", "https://evil.example"}, 403},
+		{[]string{"Origin", s.url}, 200},
+	} {
+		if got := post(c.header...); got != c.want {
+			t.Errorf("%v: %d, want %d", c.header, got, c.want)
+		}
+	}
+	if n := counterOf(t, s.reg, "presence_query_refused_total"); n != 3 {
+		t.Errorf("%v requests were refused, want 3", n)
+	}
+	if n := counterOf(t, s.reg, "presence_query_audit_lines_total"); n != 6 {
+		t.Errorf("%v lines were written to the audit log, want one for each", n)
+	}
+}
+
 func TestMaxBatch(t *testing.T) {
 	fake := readertest.NewFake(4)
 	s := serve(t, testConfig(t), fake)
