@@ -255,6 +255,8 @@ func authorized(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
 }
 
+const callTimeout = 5 * time.Second
+
 // grpcSide opens one connection, which all callers share, as a service does.
 func grpcSide(ctx context.Context, callers int, addr, id string) (*side, presencev1.PresenceServiceClient, func() error, error) {
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -267,6 +269,9 @@ func grpcSide(ctx context.Context, callers int, addr, id string) (*side, presenc
 	s := &side{}
 	for range callers {
 		s.callers = append(s.callers, func() error {
+			// Both sides have a deadline, as the calls of presenceclient have.
+			ctx, cancel := context.WithTimeout(ctx, callTimeout)
+			defer cancel()
 			answer, err := rpc.GetStatus(ctx, req)
 			if err != nil {
 				return err

@@ -205,7 +205,7 @@ func appendDialect(dst []byte, d string) []byte {
 
 // DecodeState reads what [State.Append] wrote. The error wraps [ErrCorrupt]. Strings are copies.
 func DecodeState(b []byte) (State, error) {
-	r := reader{b: b}
+	r := reader{b: b, text: string(b)}
 	if f := r.byte(); f != stateFormat {
 		return State{}, fmt.Errorf("%w: format %d, want %d", ErrCorrupt, f, stateFormat)
 	}
@@ -234,8 +234,9 @@ func DecodeState(b []byte) (State, error) {
 
 // reader consumes bytes; after a short read it is bad and yields zeros.
 type reader struct {
-	b   []byte
-	bad bool
+	b    []byte
+	text string // all bytes, of which strings are parts: one allocation for all of them
+	bad  bool
 }
 
 func (r *reader) byte() byte {
@@ -286,9 +287,9 @@ func (r *reader) string() string {
 		r.bad, r.b = true, nil
 		return ""
 	}
-	s := string(r.b[:n])
+	at := len(r.text) - len(r.b)
 	r.b = r.b[n:]
-	return s
+	return r.text[at : at+int(n)]
 }
 
 func (r *reader) dialect() string {

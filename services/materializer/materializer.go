@@ -35,6 +35,8 @@ type Materializer struct {
 	owners atomic.Pointer[owners]               // set once Run has joined the group
 	served atomic.Pointer[map[int32]*partition] // whose rows may be read; replaced, never changed
 	serve  sync.Mutex                           // held to replace served
+
+	readers sync.Pool // of *reader
 }
 
 // New returns a materializer. It registers its metrics with reg and opens nothing yet.

@@ -13,14 +13,16 @@ import (
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
 
 // nodeTable is one version of what is known of all nodes and feeds. It is never changed: a newer one replaces it.
 type nodeTable struct {
 	clusters map[string]*presence.Cluster
-	touched  map[string]touch // by cluster: the latest fact that may have changed a client's status
-	next     int64            // next node-events offset to apply; next - 1 is the node part of versions
-	affected int64            // largest offset in touched, -1 if there is none
+	healths  map[string]*presencev1.ClusterHealth // by cluster: as reads tell it; never changed either
+	touched  map[string]touch                     // by cluster: the latest fact that may have changed a client's status
+	next     int64                                // next node-events offset to apply; next - 1 is the node part of versions
+	affected int64                                // largest offset in touched, -1 if there is none
 	// replaced is closed once a table with another affected offset is there.
 	replaced chan struct{}
 }
@@ -28,6 +30,14 @@ type nodeTable struct {
 type touch struct {
 	offset int64
 	timeMS int64
+}
+
+// health describes the nodes and feeds of a cluster, to be read only.
+func (t *nodeTable) health(cluster string) *presencev1.ClusterHealth {
+	if h := t.healths[cluster]; h != nil {
+		return h
+	}
+	return healthOf(t.clusters[cluster])
 }
 
 // cluster returns the table of a cluster, nil if nothing is known of it.
@@ -124,9 +134,9 @@ func (n *nodes) apply(ctx context.Context, records []*kgo.Record) error {
 		return nil
 	}
 	old := n.table()
-	t := &nodeTable{clusters: maps.Clone(old.clusters), touched: old.touched, next: old.next, affected: old.affected, replaced: old.replaced}
+	t := &nodeTable{clusters: maps.Clone(old.clusters), healths: maps.Clone(old.healths), touched: old.touched, next: old.next, affected: old.affected, replaced: old.replaced}
 	if t.clusters == nil {
-		t.clusters = map[string]*presence.Cluster{}
+		t.clusters, t.healths = map[string]*presence.Cluster{}, map[string]*presencev1.ClusterHealth{}
 	}
 	cloned := map[string]bool{}
 	var poison []*eventlog.DeadLetter
@@ -161,6 +171,9 @@ func (n *nodes) apply(ctx context.Context, records []*kgo.Record) error {
 	}
 	if err := n.dead.send(ctx, poison); err != nil {
 		return err
+	}
+	for cluster := range cloned {
+		t.healths[cluster] = healthOf(t.clusters[cluster])
 	}
 	if t.affected != old.affected {
 		t.replaced = make(chan struct{})

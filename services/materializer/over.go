@@ -138,12 +138,12 @@ func (o *over) neverSeen(cluster string) presence.Presence {
 	return presence.Status(&presence.State{}, o.table.cluster(cluster), 0).Status
 }
 
-func (o *over) health() *presencev1.ClusterHealth { return healthOf(o.table.cluster(o.cluster)) }
+func (o *over) health() *presencev1.ClusterHealth { return o.table.health(o.cluster) }
 
 func (o *over) freshness(m *Materializer) []*presencev1.PartitionFreshness {
-	fresh := make(map[int32]freshness, len(o.ids))
+	fresh := make([]partitionFreshness, 0, len(o.ids))
 	for _, id := range o.ids {
-		fresh[id] = o.fresh[id]
+		fresh = append(fresh, partitionFreshness{id, o.fresh[id]})
 	}
 	return m.freshnessOf(fresh, o.table)
 }

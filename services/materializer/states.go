@@ -1,6 +1,7 @@
 package materializer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -41,8 +42,9 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 	}
 	resp := &presencev1.GetStatesResponse{Entries: make([]*presencev1.StateEntry, 0, len(keys))}
 	owned := m.owned()
-	r := reader{m: m, cluster: req.GetCluster(), explain: req.GetExplain(), sessions: req.GetHistory()}
-	seen := map[int32]freshness{}
+	r := m.reader()
+	defer r.done()
+	r.cluster, r.explain, r.sessions = req.GetCluster(), req.GetExplain(), req.GetHistory()
 	for i, k := range keys {
 		if err := eventlog.ValidClientID(k.GetClientId()); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "keys[%d]: %v", i, err)
@@ -58,15 +60,11 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 			return nil, notReached(id, k.GetMinOffset(), p.progress.read().next)
 		}
 		// Read before the row: the row is at least as new as the freshness that goes with it.
-		f, ok := seen[id]
-		if !ok {
-			f = p.progress.read()
-			seen[id] = f
-		}
+		next := r.progressOf(p)
 		if r.table == nil {
 			r.table = p.parts.nodes.table()
 		}
-		entry, err := r.entry(p, f.next)
+		entry, err := r.entry(p, next)
 		if err != nil {
 			return nil, status.Errorf(codes.Internal, "read client %d of the request: %v", i, err)
 		}
@@ -80,23 +78,29 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 	if r.table == nil {
 		r.table = ps.nodes.table()
 	}
-	resp.Partitions = m.freshnessOf(seen, r.table)
-	resp.Health = healthOf(r.table.cluster(req.GetCluster()))
+	resp.Partitions = m.freshnessOf(r.seen, r.table)
+	resp.Health = r.table.health(req.GetCluster())
 	return resp, nil
 }
 
+// partitionFreshness is how far a partition had come when its first row was about to be read.
+type partitionFreshness struct {
+	id int32
+	freshness
+}
+
 // freshnessOf describes partitions as they were read before their rows and the node table.
-func (m *Materializer) freshnessOf(seen map[int32]freshness, table *nodeTable) []*presencev1.PartitionFreshness {
+func (m *Materializer) freshnessOf(seen []partitionFreshness, table *nodeTable) []*presencev1.PartitionFreshness {
 	ps := m.shared.Load()
 	if ps == nil {
 		return nil
 	}
 	nodeEnd := max(ps.nodes.end.Load(), table.next)
 	all := make([]*presencev1.PartitionFreshness, 0, len(seen))
-	for _, id := range slices.Sorted(maps.Keys(seen)) {
-		f := seen[id]
+	slices.SortFunc(seen, func(a, b partitionFreshness) int { return cmp.Compare(a.id, b.id) })
+	for _, f := range seen {
 		all = append(all, &presencev1.PartitionFreshness{
-			Partition: id, AppliedOffset: f.next, EndOffset: f.end, AppliedTimeMs: f.appliedMS, EndOffsetTimeMs: f.endMS,
+			Partition: f.id, AppliedOffset: f.next, EndOffset: f.end, AppliedTimeMs: f.appliedMS, EndOffsetTimeMs: f.endMS,
 			NodeAppliedOffset: table.next, NodeEndOffset: nodeEnd, Ready: f.ready, CaughtUpTimeMs: f.caughtUpMS,
 		})
 	}
@@ -114,7 +118,7 @@ func notReached(partition int32, want, next int64) error {
 	return detailed.Err()
 }
 
-// reader is the working memory of one read.
+// reader is the working memory of one read. It is reused: nothing of an answer may point into key and value.
 type reader struct {
 	m        *Materializer
 	cluster  string
@@ -124,6 +128,38 @@ type reader struct {
 	key      []byte
 	value    []byte
 	row      store.Row
+	seen     []partitionFreshness // those that were read
+}
+
+// maxReaderBytes is the largest buffer that is kept for the next read.
+const maxReaderBytes = 64 << 10
+
+func (m *Materializer) reader() *reader {
+	if r, ok := m.readers.Get().(*reader); ok {
+		return r
+	}
+	return &reader{m: m}
+}
+
+// done gives the reader back.
+func (r *reader) done() {
+	if cap(r.key)+cap(r.value) > maxReaderBytes {
+		return
+	}
+	*r = reader{m: r.m, key: r.key[:0], value: r.value[:0], seen: r.seen[:0]}
+	r.m.readers.Put(r)
+}
+
+// progressOf returns the applied offset of a partition, as it was when its first row was about to be read.
+func (r *reader) progressOf(p *partition) int64 {
+	for i := range r.seen {
+		if r.seen[i].id == p.id {
+			return r.seen[i].next
+		}
+	}
+	f := p.progress.read()
+	r.seen = append(r.seen, partitionFreshness{p.id, f})
+	return f.next
 }
 
 // entry reads the client of r.key; next is the partition's applied offset.
@@ -158,13 +194,19 @@ func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error)
 
 // describe returns what r.row and a verdict on it say of a client; found is false if there is no row.
 func (r *reader) describe(p *partition, v *presence.Verdict, found bool, next int64) *presencev1.StateEntry {
-	e := &presencev1.StateEntry{
-		Found: !r.row.State.Empty(), Status: v.Status.String(), Belief: v.Belief.String(), StatusReason: v.Reason.String(), SinceMs: v.SinceMS,
-		Node: v.Node, Reason: v.Close.String(), RawReason: v.Raw, Partition: p.id, ReceivedMs: r.row.ReceivedMS,
-	}
+	// One allocation: a read of one client has little else to do.
+	d := &struct {
+		entry      presencev1.StateEntry
+		connection presencev1.Connection
+		seconds    [2]uint32
+		cleanStart bool
+	}{}
+	e := &d.entry
+	e.Found, e.Status, e.Belief, e.StatusReason, e.SinceMs = !r.row.State.Empty(), v.Status.String(), v.Belief.String(), v.Reason.String(), v.SinceMS
+	e.Node, e.Reason, e.RawReason, e.Partition, e.ReceivedMs = v.Node, v.Close.String(), v.Raw, p.id, r.row.ReceivedMS
 	if c := v.Conn; c != nil {
-		e.Dialect = c.Dialect
-		e.Connection = connectionOf(c)
+		e.Dialect, e.Connection = c.Dialect, &d.connection
+		describeConnection(e.Connection, c, &d.seconds, &d.cleanStart)
 	}
 	if !found || r.row.State.Empty() {
 		e.ReceivedMs = 0 // a marker tells nobody that the client was there
@@ -180,19 +222,28 @@ func (r *reader) describe(p *partition, v *presence.Verdict, found bool, next in
 	return e
 }
 
-func connectionOf(c *presence.Connection) *presencev1.Connection {
-	return &presencev1.Connection{
-		Key: c.Key, ConnectedAtMs: c.OpenedMS, Username: c.Username, Peer: c.Peer, Transport: c.Transport, ProtocolVersion: uint32(c.ProtocolVersion),
-		KeepAliveS: pointer(c.KeepAliveS), CleanStart: pointer(c.CleanStart), SessionExpiryS: pointer(c.SessionExpiryS),
-	}
+// describeConnection fills in what is known of a connection; optional values go to the memory given for them.
+func describeConnection(to *presencev1.Connection, c *presence.Connection, seconds *[2]uint32, cleanStart *bool) {
+	to.Key, to.ConnectedAtMs, to.Username, to.Peer, to.Transport, to.ProtocolVersion = c.Key, c.OpenedMS, c.Username, c.Peer, c.Transport, uint32(c.ProtocolVersion)
+	to.KeepAliveS, to.CleanStart, to.SessionExpiryS = optional(c.KeepAliveS, &seconds[0]), optional(c.CleanStart, cleanStart), optional(c.SessionExpiryS, &seconds[1])
 }
 
-func pointer[T comparable](o presence.Opt[T]) *T {
+// optional puts a value where at points to, and returns nil if there is none.
+func optional[T comparable](o presence.Opt[T], at *T) *T {
 	if !o.Valid {
 		return nil
 	}
-	return &o.Value
+	*at = o.Value
+	return at
 }
+
+func connectionOf(c *presence.Connection) *presencev1.Connection {
+	to := &presencev1.Connection{}
+	describeConnection(to, c, new([2]uint32), new(bool))
+	return to
+}
+
+func pointer[T comparable](o presence.Opt[T]) *T { return optional(o, new(T)) }
 
 // healthOf describes nodes and feeds; c may be nil.
 func healthOf(c *presence.Cluster) *presencev1.ClusterHealth {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -113,8 +114,8 @@ func callerOfGRPC(ctx context.Context) caller {
 		c.authorization = values[0]
 	}
 	if p, ok := peer.FromContext(ctx); ok {
-		if at, err := netip.ParseAddrPort(p.Addr.String()); err == nil {
-			c.address = at.Addr().Unmap()
+		if at, ok := p.Addr.(*net.TCPAddr); ok {
+			c.address = at.AddrPort().Addr().Unmap()
 		}
 		if secure, ok := p.AuthInfo.(credentials.TLSInfo); ok {
 			c.certificate = verified(&secure.State)

@@ -33,8 +33,7 @@ type metrics struct {
 	accountsFile fileMetrics
 	jwksFile     fileMetrics
 
-	seedOK      prometheus.Counter
-	seedSeconds prometheus.Observer
+	seed, getStatus answered // of the two calls that are asked most
 }
 
 // fileMetrics are those of a file that is read again when it changes.
@@ -91,8 +90,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		accountsFile: newFileMetrics("accounts_file", "accounts file", "accounts"),
 		jwksFile:     newFileMetrics("jwks_file", "JWKS file", "keys"),
 	}
-	m.seedOK = m.requests.WithLabelValues(overREST, callSeed, codes.OK.String())
-	m.seedSeconds = m.seconds.WithLabelValues(overREST, callSeed)
+	m.seed, m.getStatus = m.answered(overREST, callSeed), m.answered(overGRPC, "GetStatus")
 	return m, register(reg, m.requests, m.seconds, m.refused, m.hashes, m.accounts,
 		m.accountsFile.valid, m.accountsFile.errors, m.jwksFile.valid, m.jwksFile.errors)
 }
@@ -105,6 +103,22 @@ func register(reg prometheus.Registerer, collectors ...prometheus.Collector) err
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// answered are the metrics of a call's answers without an error, looked up once.
+type answered struct {
+	call    string
+	count   prometheus.Counter
+	seconds prometheus.Observer
+}
+
+func (m *metrics) answered(transport, call string) answered {
+	return answered{call, m.requests.WithLabelValues(transport, call, codes.OK.String()), m.seconds.WithLabelValues(transport, call)}
+}
+
+func (a answered) observe(began time.Time) {
+	a.count.Inc()
+	a.seconds.Observe(time.Since(began).Seconds())
 }
 
 func (m *metrics) observe(transport, call string, code codes.Code, began time.Time) {

@@ -200,8 +200,7 @@ func (h *rest) seed(w http.ResponseWriter, r *http.Request, rest string) {
 	}
 	// A caller that has gone is none of our errors.
 	_, _ = w.Write(body)
-	h.metrics.seedOK.Inc()
-	h.metrics.seedSeconds.Observe(time.Since(began).Seconds())
+	h.metrics.seed.observe(began)
 }
 
 func (h *rest) seedAnswer(r *http.Request, segment string) (short, error) {
