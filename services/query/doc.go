@@ -24,9 +24,10 @@
 //   - "Was it connected at T?" is answered online or offline only where the facts that were received decide it.
 //   - The only write is the forgotten record of DeleteClient. If Kafka does not confirm it, the error says whether it may be in the log.
 //   - A watch tells every transition that its filter selects exactly once, those of one client in the order of their versions. With the token
-//     of a message it goes on after it, also at another query service or after a restart. What a slow watcher did not get is said.
+//     of a message it goes on after it, also at another query service or after a restart; where transitions are held back (debounce), some
+//     may come again then. What a slow watcher did not get is said. A snapshot is never older than the transitions that follow it.
 //   - Nobody learns from the time an answer takes whether an account exists, or how its password is kept. The cost of a password is paid
-//     once per credential, and who tries many queues behind himself.
+//     once per credential, and who tries many queues behind himself and keeps nobody out.
 //   - There is no anonymous access to data: a caller is an account with a password, an account that a client certificate stands for, or the
 //     subject of a bearer token that a key of the JWKS file has signed.
 //   - Who asks beyond a rate is refused, told when to come back, and slowed down if he does not wait. Connections, streams and the time that

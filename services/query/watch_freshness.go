@@ -85,8 +85,9 @@ func (f *watchFreshness) compute(answer *presencev1.GetCountsResponse) *presence
 	for _, p := range answer.GetPartitions() {
 		all = append(all, c.freshness(p, answer.GetHealth(), ""))
 	}
-	if len(all) == 0 {
-		return c.freshness(nil, answer.GetHealth(), "")
+	if len(all) == 0 || len(all) < int(answer.GetPartitionCount()) {
+		// Of the others nothing is known.
+		all = append(all, c.freshness(nil, answer.GetHealth(), ""))
 	}
 	return worst(all)
 }

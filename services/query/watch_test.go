@@ -463,6 +463,27 @@ func TestWatchSnapshot(t *testing.T) {
 	}
 }
 
+// The freshness of a watch is that of all partitions, also of those that nobody answers for.
+func TestWatchFreshnessWithoutOwner(t *testing.T) {
+	kafka := startKafka(t)
+	fake := readertest.NewFake(kafka.Partitions)
+	fake.ApplyNodes(readertest.Healthy()...)
+	s := serve(t, watchConfig(t, kafka), fake)
+	w := s.watchGRPC(&presencev1.WatchClientsRequest{Heartbeat: durationpb.New(time.Second)})
+	if m := expect(t, w, "heartbeat"); m.GetFreshness().GetStale() {
+		t.Errorf("all is well: %v", m)
+	}
+	fake.Own(0)
+	// What was told is told again for a second.
+	var last *presencev1.WatchClientsResponse
+	for range 3 {
+		last = expect(t, w, "heartbeat")
+	}
+	if !slices.Contains(last.GetFreshness().GetStaleReasons(), "lag_unknown") {
+		t.Errorf("partitions have no owner: %v", last)
+	}
+}
+
 // A heartbeat comes although nothing happens, and HTTP's limits of time do not end a stream.
 func TestWatchOutlastsTimeouts(t *testing.T) {
 	kafka := startKafka(t)

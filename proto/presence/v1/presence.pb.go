@@ -1653,7 +1653,7 @@ type WatchClientsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// transition, removed (the client was forgotten or has expired), client (of the snapshot), snapshot_end, skipped or heartbeat.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// Everything up to here was sent: to be handed to the next watch with the same filter.
+	// Everything up to here was sent: to be handed to the next watch with the same filter. Empty within a snapshot, which begins anew if it breaks.
 	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	// transition and removed.
 	Transition *ClientTransition `protobuf:"bytes,3,opt,name=transition,proto3" json:"transition,omitempty"`
