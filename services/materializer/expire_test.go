@@ -157,6 +157,25 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// What expired is missing in the history of a client that comes back, which says so; in that of one that stayed nothing is.
+func TestHistoryWithoutWhatExpired(t *testing.T) {
+	const later = 40 * dayMS
+	for _, walked := range []bool{false, true} {
+		p := expiring(t, true, 30*24*time.Hour)
+		foldFacts(t, p, 0, opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000), opened("stays", "n1", 1000), opened("stays", "n1", 2000),
+			opened("other", "n1", later), opened("other", "n1", later+dayMS), opened("other", "n1", later+dayMS+1))
+		if walked {
+			walk(t, p)
+		}
+		foldFacts(t, p, 7, opened("a", "n1", later+2*dayMS), opened("stays", "n1", later+2*dayMS))
+		for id, want := range map[string]int64{"a": later + 2*dayMS + 5 - 30*dayMS, "stays": 1000} {
+			if got := read(t, p, id).GetHistory().GetCompleteSinceMs() - t0; got != want {
+				t.Errorf("walked %v: the history of %s is complete since %d, want %d", walked, id, got, want)
+			}
+		}
+	}
+}
+
 // What is kept does not depend on how facts were batched, on restarts, or on when the walk came by.
 func TestExpiryIsAFunctionOfTheLog(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))

@@ -266,12 +266,29 @@ func (r *reader) history(p *partition, v *presence.Verdict) (*presencev1.History
 		current = v.Conn
 	}
 	list := joinHistory(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS(), sessions, endings, v.Node, current)
+	h.CompleteSinceMs = max(h.CompleteSinceMs, p.expiredBefore(list))
 	for i := range list {
 		if x := &list[i]; current == nil || !x.Names(v.Node, current) {
 			h.Sessions = append(h.Sessions, historySession(x))
 		}
 	}
 	return h, nil
+}
+
+// expiredBefore returns the time before which connections of a client may have expired: before the oldest that is there, and before all that are
+// not old enough; 0 if none expire.
+func (p *partition) expiredBefore(list []store.Session) int64 {
+	limit := p.parts.cfg.ExpireAfter.Milliseconds()
+	if limit == 0 {
+		return 0
+	}
+	ms := p.progress.read().appliedMS - limit
+	for i := range list {
+		if opened := list[i].Conn.OpenedMS; opened != 0 {
+			ms = min(ms, opened)
+		}
+	}
+	return max(ms, 0)
 }
 
 // joinHistory returns all connections that a state and a log tell of, the current one, if there is one, among them, newest first.
