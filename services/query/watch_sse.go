@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
-	"strconv"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -81,49 +79,29 @@ func (h *rest) watchAs(ctx context.Context, w http.ResponseWriter, r *http.Reque
 // watchRequest reads the parameters of a watch. A browser that connects again names the last event that it has seen in a header, and cannot
 // change the rest of its request: that event counts then, in place of resume_token and snapshot.
 func watchRequest(r *http.Request, call *call) (*presencev1.WatchClientsRequest, error) {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, invalid("query", "the query is not percent-encoded: "+err.Error())
+	if err := checkQuery(call, r.URL.RawQuery); err != nil {
+		return nil, err
 	}
-	for name, values := range query {
-		if !slices.Contains(call.query, name) {
-			return nil, invalid(name, fmt.Sprintf("unknown query parameter %q; this call knows %s", name, listOf(call.query)))
-		}
-		if name != "client_ids" && len(values) > 1 {
-			return nil, invalid(name, name+" is given more than once")
-		}
-	}
+	query := r.URL.Query()
 	req := &presencev1.WatchClientsRequest{
 		Cluster: query.Get("cluster"), Status: query.Get("status"), Node: query.Get("node"), Username: query.Get("username"),
 		ClientIdPrefix: query.Get("client_id_prefix"), ClientIds: query["client_ids"], ResumeToken: query.Get("resume_token"),
 	}
-	if text := query.Get("snapshot"); text != "" {
-		if req.Snapshot, err = strconv.ParseBool(text); err != nil {
-			return nil, invalid("snapshot", fmt.Sprintf("snapshot %.40q is neither true nor false", text))
-		}
-	}
-	if req.Debounce, err = durationParameter(query, "debounce"); err != nil {
-		return nil, err
-	}
-	if req.Heartbeat, err = durationParameter(query, "heartbeat"); err != nil {
-		return nil, err
-	}
+	req.Snapshot = query.Get("snapshot") == "true"
+	req.Debounce, req.Heartbeat = durationParameter(query, "debounce"), durationParameter(query, "heartbeat")
 	if last := r.Header.Get("Last-Event-ID"); last != "" {
 		req.ResumeToken, req.Snapshot = last, false
 	}
 	return req, nil
 }
 
-func durationParameter(query url.Values, name string) (*durationpb.Duration, error) {
-	text := query.Get(name)
-	if text == "" {
-		return nil, nil
-	}
-	d, err := time.ParseDuration(text)
+// durationParameter reads one that checkQuery has found to be a duration; nil if it is absent.
+func durationParameter(query url.Values, name string) *durationpb.Duration {
+	d, err := time.ParseDuration(query.Get(name))
 	if err != nil {
-		return nil, invalid(name, fmt.Sprintf("%s %.40q is not a duration; write it like 5s", name, text))
+		return nil
 	}
-	return durationpb.New(d), nil
+	return durationpb.New(d)
 }
 
 // sseSink writes server-sent events.

@@ -232,6 +232,8 @@ func TestWatchRequestFaults(t *testing.T) {
 		{"snapshot", "snapshot", nil, "snapshot=maybe"},
 		{"unknown parameter", "nodes", nil, "nodes=n1"},
 		{"twice", "node", nil, "node=n1&node=n2"},
+		{"unknown parameter that is no text", "\ufffd", nil, "%ff=n1"},
+		{"no text", "client_ids", nil, "client_ids=%ff"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.req != nil {
