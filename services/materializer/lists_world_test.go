@@ -396,7 +396,11 @@ func (w *rowWorld) checkList(q *presencev1.ListStatesRequest) {
 	if first.GetExact() != exact {
 		w.t.Fatalf("%v: exact is %v, want %v", q, first.GetExact(), exact)
 	}
-	if !slices.Equal(got, want) && (exact || !bySince(q)) {
+	if bySince(q) && !exact {
+		// Some may be missing; those that are there are what the rows say, in the order of that.
+		want = slices.DeleteFunc(want, func(c truth) bool { return !slices.Contains(got, c) })
+	}
+	if !slices.Equal(got, want) {
 		w.t.Fatalf("%v (exact: %v)\n is    %+v,\n want  %+v", q, exact, got, want)
 	}
 	counted := q.GetCount() && w.indexed() && !bySince(q) && q.GetClientIdPrefix() == "" && (q.GetUsername() == "" || q.GetStatus() == "" && q.GetNode() == "")
