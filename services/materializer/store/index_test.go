@@ -441,6 +441,42 @@ func TestManyPlaces(t *testing.T) {
 	}
 }
 
+// With a row goes everything that the store has of its client.
+func TestDeletedRowLeavesNothing(t *testing.T) {
+	s := openIndexed(t, vfs.NewCrashableMem())
+	s.build(10)
+	client := []byte("c/one")
+	now := s.put("c/one", Indexed{}, presence.Online, "n1", "fleet")
+	b := s.x.NewBatch()
+	b.MarkDirty(client)
+	session := ended(1)
+	b.AddSessions(client, AppendSession(nil, &session))
+	b.AddEvidence(client, AppendEvidence(nil, &Evidence{Offset: 1}))
+	forgotten := Row{State: presence.State{ForgottenMS: 1}}
+	b.PutRow(client, now, &forgotten, forgotten.State.Append(nil))
+	s.commit(b)
+	count := func() (n int) {
+		if err := s.scan(nil, nil, func(key, _ []byte) (bool, error) {
+			if bytes.HasSuffix(key, []byte("one")) {
+				n++
+			}
+			return true, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := count(); n != 5 {
+		t.Fatalf("%d keys of the client, want a row, a mark that it is dirty, a log, a history and the note of a marker", n)
+	}
+	b = s.x.NewBatch()
+	b.DeleteRow(client, forgotten.Indexed())
+	s.commit(b)
+	if n := count(); n != 0 {
+		t.Errorf("%d keys of a client without a row", n)
+	}
+}
+
 func TestRowsNeedIndexes(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	client, r := liveRow()
