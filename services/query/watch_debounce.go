@@ -28,8 +28,7 @@ var nowhere = sight{status: presence.Presence(math.MaxUint8)}
 type debouncer struct {
 	quiet  time.Duration
 	held   map[clientName]*heldClient
-	first  *list.List // of *heldClient, by the first transition held
-	latest *list.List // of *heldClient, by the last one
+	latest *list.List // of *heldClient, by the last transition of each
 
 	told      map[clientName]sight
 	toldOrder []clientName // a ring
@@ -38,38 +37,39 @@ type debouncer struct {
 
 // heldClient is a client that is held back.
 type heldClient struct {
-	before         string // token of the position before its first transition
-	last           *watchEntry
-	due            time.Time
-	inFirst, inDue *list.Element
+	last   *watchEntry
+	before string // token of the position before it
+	due    time.Time
+	place  *list.Element
 }
 
 func newDebouncer(quiet time.Duration) *debouncer {
-	return &debouncer{quiet: quiet, held: make(map[clientName]*heldClient), first: list.New(), latest: list.New(), told: make(map[clientName]sight)}
+	return &debouncer{quiet: quiet, held: make(map[clientName]*heldClient), latest: list.New(), told: make(map[clientName]sight)}
 }
 
 // add holds an entry back, whose position follows that of the token.
 func (d *debouncer) add(e *watchEntry, before string, now time.Time) {
 	c := d.held[e.client]
 	if c == nil {
-		c = &heldClient{before: before}
-		c.inFirst, c.inDue = d.first.PushBack(c), d.latest.PushBack(c)
+		c = &heldClient{}
+		c.place = d.latest.PushBack(c)
 		d.held[e.client] = c
 	}
-	c.last, c.due = e, now.Add(d.quiet)
-	d.latest.MoveToBack(c.inDue)
+	c.last, c.before, c.due = e, before, now.Add(d.quiet)
+	d.latest.MoveToBack(c.place)
 }
 
 // due is when the next client is to be told; false if none is held.
 func (d *debouncer) due() (time.Time, bool) {
-	if c := d.oldest(d.latest); c != nil {
+	if c := d.oldest(); c != nil {
 		return c.due, true
 	}
 	return time.Time{}, false
 }
 
-func (d *debouncer) oldest(of *list.List) *heldClient {
-	if front := of.Front(); front != nil {
+// oldest is the client whose last transition is the oldest, nil if none is held.
+func (d *debouncer) oldest() *heldClient {
+	if front := d.latest.Front(); front != nil {
 		if c, ok := front.Value.(*heldClient); ok {
 			return c
 		}
@@ -80,12 +80,11 @@ func (d *debouncer) oldest(of *list.List) *heldClient {
 // take returns the next entry to be told, nil if there is none now. What is back where the watcher last saw it is dropped.
 func (d *debouncer) take(now time.Time) *watchEntry {
 	for {
-		c := d.oldest(d.latest)
+		c := d.oldest()
 		if c == nil || len(d.held) <= maxHeld && now.Before(c.due) {
 			return nil
 		}
-		d.first.Remove(c.inFirst)
-		d.latest.Remove(c.inDue)
+		d.latest.Remove(c.place)
 		delete(d.held, c.last.client)
 		if c.last.removed {
 			if _, known := d.told[c.last.client]; known {
@@ -116,9 +115,10 @@ func (d *debouncer) saw(client clientName, s sight) {
 	d.told[client] = s
 }
 
-// before is the token of the position before all that is held; false if nothing is.
+// before is the token of the position before the last transitions of all that are held: nothing else of them is to be told. It is false if
+// nothing is held.
 func (d *debouncer) before() (string, bool) {
-	if c := d.oldest(d.first); c != nil {
+	if c := d.oldest(); c != nil {
 		return c.before, true
 	}
 	return "", false

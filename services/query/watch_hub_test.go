@@ -268,6 +268,36 @@ func TestWatchDebounceHeartbeat(t *testing.T) {
 	})
 }
 
+// A client that never comes to rest does not hold the token back, and its last transition is not lost.
+func TestWatchDebounceWithoutRest(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *hubTest) {
+		const on, off = presence.Online, presence.Offline
+		req := &presencev1.WatchClientsRequest{Debounce: durationpb.New(3 * time.Second), Heartbeat: durationpb.New(time.Second)}
+		w := h.watch(req)
+		before := w.want(watchHeartbeat, "").GetResumeToken()
+		h.tell(h.entry("a", off, on, "c1"))
+		for range 5 {
+			token := w.want(watchHeartbeat, "").GetResumeToken()
+			if w.want(watchHeartbeat, ""); token != before {
+				t.Error("the token has passed what is held")
+			}
+			before = h.head()
+			h.tell(h.entry("a", on, off, "c1"))
+		}
+		last := w.want(watchHeartbeat, "").GetResumeToken()
+		w.stop()
+		req.ResumeToken = last
+		resumed := h.watch(req)
+		for range 2 {
+			resumed.want(watchHeartbeat, "")
+		}
+		if m := resumed.want(watchTransition, "a"); m.GetTransition().GetStatus() != "offline" {
+			t.Errorf("told %v", m)
+		}
+		resumed.stop()
+	})
+}
+
 func TestDebounceIsBounded(t *testing.T) {
 	h := newHubTest(t)
 	d := newDebouncer(time.Hour)
@@ -285,8 +315,8 @@ func TestDebounceIsBounded(t *testing.T) {
 	for i := range maxTold + 10 {
 		d.saw(clientName{"default", fmt.Sprint(i)}, sight{})
 	}
-	if len(d.held) != maxHeld || len(d.told) != maxTold || d.first.Len() != maxHeld || d.latest.Len() != maxHeld {
-		t.Errorf("%d held, %d told, lists %d and %d", len(d.held), len(d.told), d.first.Len(), d.latest.Len())
+	if len(d.held) != maxHeld || len(d.told) != maxTold || d.latest.Len() != maxHeld {
+		t.Errorf("%d held, %d told, a list of %d", len(d.held), len(d.told), d.latest.Len())
 	}
 }
 
