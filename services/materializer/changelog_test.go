@@ -218,6 +218,23 @@ func TestReplacedRowIsSwept(t *testing.T) {
 	m.published(l)
 }
 
+// A client may be removed by a tombstone of the version of the record before it.
+func TestTombstoneOfTheVersionOfATransition(t *testing.T) {
+	p := benchPartition(t, true, store.DefaultEvidence)
+	open := opened("a", "n1", 1000)
+	version := store.Version{Event: 5, Node: 0}
+	s := stateOf(presence.Offline, presence.Unknown, version, true, open)
+	records := []*kgo.Record{
+		eventlog.StateRecord(&s, 0, eventlog.JSON),
+		eventlog.TombstoneRecord(&eventlog.Tombstone{Cluster: "default", ClientID: "a", Reason: eventlog.RemovedExpired, TimeMS: t0, EventOffset: version.Event, NodeEventOffset: version.Node}, 0),
+	}
+	m := &merge{p: p, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
+	if err := m.apply(t.Context(), records); err != nil {
+		t.Fatal(err)
+	}
+	nothing(t, "restored", read(t, p, "a"))
+}
+
 // A fact that a restored row holds causes nothing, even if the nodes changed since.
 func TestFactsOfARestoredRowArePassedOver(t *testing.T) {
 	p := benchPartition(t, true, store.DefaultEvidence)

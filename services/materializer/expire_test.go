@@ -157,6 +157,41 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// What is folded again after a client expired is published again, also where nothing but the tombstone tells it from what was published before.
+func TestExpiredIsPublishedAgain(t *testing.T) {
+	p := expiring(t, true, 24*time.Hour)
+	setNodes(p, started("n1", 0), presence.NodeFact{ID: "f", Kind: presence.Feed, Cluster: "default", Bridge: "b", ReceivedMS: t0, LeaseMS: 1000, CompleteSinceMS: t0, ResyncedMS: t0})
+	denied := presence.Fact{Kind: presence.Observed, Cluster: "default", ClientID: "a", Dialect: presence.DialectEMQX, Online: presence.Some(false),
+		QueryStartMS: t0 + 10, QueryEndMS: t0 + 20, ReceivedMS: t0 + 30}
+	dirty := func() (clients []string) {
+		if err := p.parts.store.Dirty(0, func(client []byte) (bool, error) {
+			clients = append(clients, string(client))
+			return true, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return clients
+	}
+	foldFacts(t, p, 0, denied)
+	for want := []string{"default/a"}; ; foldFacts(t, p, 1, opened("b", "n1", 1), opened("b", "n1", dayMS), opened("b", "n1", 2*dayMS), at(denied, 2*dayMS)) {
+		if got := dirty(); !slices.Equal(got, want) {
+			t.Fatalf("at offset %d the dirty ones are %q, want %q", p.meta.Next, got, want)
+		}
+		if p.meta.Next > 1 {
+			break
+		}
+		if err := p.checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := dirty(); len(got) != 0 {
+			t.Fatalf("%q are dirty after the checkpoint", got)
+		}
+	}
+	if got := buriedOf(t, p, "a"); !slices.Equal(got, []string{"offline 0", "expired 3"}) { // and the next checkpoint has it again
+		t.Errorf("published %q", got)
+	}
+}
+
 // What expired is missing in the history of a client that comes back, which says so; in that of one that stayed nothing is.
 func TestHistoryWithoutWhatExpired(t *testing.T) {
 	const later = 40 * dayMS

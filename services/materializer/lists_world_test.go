@@ -325,14 +325,22 @@ func (w *rowWorld) filter() *presencev1.ListStatesRequest {
 		q.ClientIdPrefix = pick(w, []string{"a", "a\x00", "\U0010ffff", "b\u00ff", "nobody"})
 	}
 	if w.random.IntN(3) == 0 {
-		from := t0 + w.random.Int64N(w.nowMS+1)
+		from := w.bound(q.GetCluster())
 		q.SinceFromMs = &from
 	}
 	if w.random.IntN(4) == 0 {
-		before := t0 + w.random.Int64N(w.nowMS+1)
+		before := w.bound(q.GetCluster())
 		q.SinceBeforeMs = &before
 	}
 	return q
+}
+
+// bound makes a bound of since, which is often that of a client.
+func (w *rowWorld) bound(cluster string) int64 {
+	if all := w.truths(cluster); len(all) > 0 && w.random.IntN(2) == 0 {
+		return pick(w, all).since
+	}
+	return t0 + w.random.Int64N(w.nowMS+1)
 }
 
 func bySince(q *presencev1.ListStatesRequest) bool {
