@@ -235,6 +235,22 @@ func TestTombstoneOfTheVersionOfATransition(t *testing.T) {
 	nothing(t, "restored", read(t, p, "a"))
 }
 
+// A client that was forgotten at another process and came back there: nothing stays here of before.
+func TestForgottenElsewhereAndBack(t *testing.T) {
+	p := sessionPartition(t, true)
+	foldFacts(t, p, 0, opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000), opened("a", "n1", 3000))
+	request, back := forgotten("a", 10_000, 10_000), opened("a", "n1", 20_000)
+	s := stateOf(presence.Online, presence.Unknown, store.Version{Event: 4, Node: 0}, true, request, back)
+	m := &merge{p: p, found: true, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
+	if err := m.apply(t.Context(), []*kgo.Record{eventlog.StateRecord(&s, 0, eventlog.JSON)}); err != nil {
+		t.Fatal(err)
+	}
+	e := read(t, p, "a")
+	if got := sessions(e); !slices.Equal(got, []string{"n1 20000 connected"}) || len(e.GetEvidence().GetFacts()) != 0 {
+		t.Errorf("connections %q, facts %v", got, e.GetEvidence().GetFacts())
+	}
+}
+
 // A fact that a restored row holds causes nothing, even if the nodes changed since.
 func TestFactsOfARestoredRowArePassedOver(t *testing.T) {
 	p := benchPartition(t, true, store.DefaultEvidence)

@@ -130,6 +130,7 @@ func TestExpiry(t *testing.T) {
 		{"a Closed of before that was received now", []presence.Fact{opened("a", "n1", 1000), closedAt("a", "n1", 1000, 2000)},
 			[]presence.Fact{at(closedAt("a", "n1", 1000, 2000), later+dayMS)}, []string{"n1 1000 closed"}},
 		{"one of which no connection is known, as if it were never seen", []presence.Fact{stranger}, nil, nil},
+		{"a deletion is never too old", []presence.Fact{opened("a", "n1", 1000)}, []presence.Fact{forgotten("a", 5000, 5000)}, nil},
 		{"what is too old changes nothing of one that stays", []presence.Fact{opened("a", "n1", 1000)}, []presence.Fact{closedAt("a", "n1", 1000, 2000)}, []string{"n1 1000 connected"}},
 	}
 	for _, c := range tests {
