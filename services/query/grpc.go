@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
@@ -47,7 +48,7 @@ func newGRPC(a *answers, g *gate, m *metrics, tlsConfig *tls.Config, unaryTime t
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.NumStreamWorkers(streamWorkers),
-		grpc.InTapHandle(endUnary(desc, i.calls, unaryTime)),
+		grpc.InTapHandle(i.tap(desc, unaryTime)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout, MaxConnectionAge: connectionAge, Time: time.Minute, Timeout: 10 * time.Second}),
 	}
@@ -155,31 +156,81 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	return err
 }
 
-// endUnary ends calls that have one request and one answer after a time, also if the request does not come to its end: gRPC
-// reads it before anybody is asked who calls. A call that may last longer has that time on top.
-func endUnary(desc *grpc.ServiceDesc, calls *calls, after time.Duration) tap.ServerInHandle {
+// tap looks at a call before its request is received, which gRPC does before it asks an interceptor: what nobody may send is not kept in memory,
+// up to maxMessage a call, until it is complete. Calls that have one request and one answer are ended after a time; one that may last longer has
+// that time on top.
+func (i *interceptor) tap(desc *grpc.ServiceDesc, after time.Duration) tap.ServerInHandle {
+	unary := unaryTimes(desc, i.calls, after)
+	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		name, ours := methodOf(info.FullMethodName)
+		if !ours {
+			return i.tapAnonymous(ctx, info)
+		}
+		began := time.Now()
+		c := callerOfGRPC(ctx)
+		t := &tapped{Context: ctx}
+		t.who, t.reason, t.err = i.gate.recognise(ctx, c)
+		if status.Code(t.err) == codes.Unauthenticated {
+			err := t.err
+			p := pass{gate: i.gate, principal: principal{name: t.who.name}, reason: refusedAddress}
+			if _, limited := i.gate.knock(ctx, c.address); limited != nil {
+				err = limited
+			} else {
+				err = p.refuse(t.reason, err)
+			}
+			i.metrics.observe(overGRPC, name, status.Code(err), began)
+			i.audit(ctx, c, i.calls.method(info.FullMethodName), &p, nil, err)
+			return nil, err
+		}
+		within, ok := unary[info.FullMethodName]
+		if deadline, has := ctx.Deadline(); ok && (!has || time.Until(deadline) > within) {
+			t.Context, t.cancel = context.WithTimeout(ctx, within)
+		}
+		return t, nil
+	}
+}
+
+// unaryTimes returns how long the calls may last that have one request and one answer, by full method.
+func unaryTimes(desc *grpc.ServiceDesc, calls *calls, after time.Duration) map[string]time.Duration {
 	unary := make(map[string]time.Duration)
 	for _, m := range desc.Methods {
 		name := "/" + desc.ServiceName + "/" + m.MethodName
 		unary[name] = after + calls.method(name).lasts
 	}
-	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
-		within, ok := unary[info.FullMethodName]
-		if !ok {
-			return ctx, nil
-		}
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= within {
-			return ctx, nil
-		}
-		ctx, cancel := context.WithTimeout(ctx, within)
-		return timedContext{ctx, cancel}, nil
-	}
+	return unary
 }
 
-// timedContext is the context of a call that ends after a time. Nobody has to cancel it: it ends with the call, whose context it is made of.
-type timedContext struct {
+// tapAnonymous counts a call of health that has one request, until it ends. Streams are counted later.
+func (i *interceptor) tapAnonymous(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if info.FullMethodName != healthv1.Health_Check_FullMethodName && info.FullMethodName != healthv1.Health_List_FullMethodName {
+		return ctx, nil
+	}
+	end, err := i.gate.anonymousStream(callerOfGRPC(ctx).address)
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, end)
+	return ctx, nil
+}
+
+// tapped is the context of a call whose caller was looked at. Nobody has to cancel it: it ends with the call, whose context it is made of.
+type tapped struct {
 	context.Context
-	_ context.CancelFunc
+	cancel context.CancelFunc
+
+	who    principal
+	reason string
+	err    error
+}
+
+type tappedKey struct{}
+
+// Value is that of the call's context, and of the tapped one itself.
+func (t *tapped) Value(key any) any {
+	if key == (tappedKey{}) {
+		return t
+	}
+	return t.Context.Value(key)
 }
 
 // boundedStream is a stream whose context ends when the stream has lasted as long as one may.

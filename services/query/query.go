@@ -25,7 +25,7 @@ const (
 	readTimeout      = 30 * time.Second
 	idleTimeout      = 5 * time.Minute
 	// maxHeader bounds the request line and headers, in bytes.
-	maxHeader = maxURL + 128<<10
+	maxHeader = maxURL + 64<<10
 	// stopTimeout is how long requests that have begun may take when the service stops.
 	stopTimeout = 2 * time.Second
 	// healthPoll is how often gRPC health follows readiness.
@@ -98,6 +98,7 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 		WriteTimeout:      readTimeout + cfg.RequestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnState:         idle,
 		// A caller's broken handshake is no event of ours.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

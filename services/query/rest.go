@@ -25,7 +25,7 @@ const (
 	seedPrefix = "/client-id/"
 	seedSuffix = "/status"
 	// maxURL bounds path and query, in bytes: the longest client ID, percent-encoded, has 192 KiB.
-	maxURL = 512 << 10
+	maxURL = 256 << 10
 	// maxBody bounds the body of a request, in bytes: 1,000 client IDs of 8 KiB each.
 	maxBody = 8 << 20
 )

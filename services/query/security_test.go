@@ -418,9 +418,67 @@ func TestCertificatesAreReloadedUnderLoad(t *testing.T) {
 
 func TestURLTooLong(t *testing.T) {
 	s := serve(t, testConfig(t), readertest.NewFake(1))
-	for _, path := range []string{"/client-id/" + strings.Repeat("x", 600<<10) + "/status", "/v1/clients?username=" + strings.Repeat("x", 600<<10)} {
+	for _, path := range []string{"/client-id/" + strings.Repeat("x", 300<<10) + "/status", "/v1/clients?username=" + strings.Repeat("x", 300<<10)} {
 		if a := s.do("GET", path, "admin", ""); a.status != 414 || a.fields(t)["code"] != 3.0 {
 			t.Errorf("%d %.200s", a.status, a.body)
+		}
+	}
+}
+
+// A header of very many small fields would take a hundred times its bytes.
+func TestHeadersTooMany(t *testing.T) {
+	s := serve(t, testConfig(t), readertest.NewFake(1))
+	for _, c := range []struct {
+		fields int
+		body   string
+		want   int
+	}{{900, "", 200}, {1_100, "", 431}, {10, strings.Repeat("\n", 5_000), 200}} {
+		conn, err := net.Dial("tcp", s.service.HTTPAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		in := bufio.NewReader(conn)
+		// Twice: the second request of a connection is counted anew.
+		for range 2 {
+			var b strings.Builder
+			fmt.Fprintf(&b, "POST /client-id/dev1/status HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Length: %d\r\n", basic("connect", password), len(c.body))
+			for i := range c.fields {
+				fmt.Fprintf(&b, "a%d:\r\n", i)
+			}
+			b.WriteString("\r\n" + c.body)
+			if _, err := io.WriteString(conn, b.String()); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := http.ReadResponse(in, nil)
+			if err != nil || answer.StatusCode != c.want {
+				t.Fatalf("%d fields: %v, %v; want %d", c.fields, answer, err, c.want)
+			}
+			if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+				t.Fatal(err)
+			}
+			if c.want != 200 {
+				break
+			}
+		}
+	}
+}
+
+// What nobody may send is refused before it is received: the message of an unary call would be kept until it is complete.
+func TestMessagesOfStrangersAreNotKept(t *testing.T) {
+	s := serve(t, testConfig(t), readertest.NewFake(1))
+	for _, authorization := range []string{"", basic("admin", "wrong"), "Bearer x"} {
+		ctx := as(t, "")
+		if authorization != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", authorization)
+		}
+		// A stream to the caller, so that nothing has to be sent for the answer to come.
+		stream, err := s.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, presencev1.PresenceService_BatchGetClients_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.RecvMsg(&presencev1.BatchGetClientsResponse{}); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%.10q: %v", authorization, err)
 		}
 	}
 }

@@ -13,7 +13,9 @@ import (
 )
 
 const (
-	maxWatchIDs      = 1_000
+	maxWatchIDs = 1_000
+	// maxWatchIDBytes bounds all of them: they are kept as long as the watch lasts.
+	maxWatchIDBytes  = 256 << 10
 	maxDebounce      = 10 * time.Minute
 	defaultHeartbeat = 15 * time.Second
 	minHeartbeat     = time.Second
@@ -78,7 +80,11 @@ func (f *watchFilter) setIDs(ids []string) error {
 		return invalid("client_ids", fmt.Sprintf("client_ids holds %d client IDs; give at most %d, or a client_id_prefix", len(ids), maxWatchIDs))
 	}
 	f.ids = make(map[string]bool, len(ids))
+	size := 0
 	for i, id := range ids {
+		if size += len(id); size > maxWatchIDBytes {
+			return invalid("client_ids", fmt.Sprintf("client_ids has more than %d bytes in all; watch fewer clients at once, or a client_id_prefix", maxWatchIDBytes))
+		}
 		if err := eventlog.ValidClientID(id); err != nil {
 			field := fmt.Sprintf("client_ids[%d]", i)
 			return invalid(field, field+": "+err.Error())
