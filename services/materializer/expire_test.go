@@ -3,16 +3,19 @@ package materializer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
@@ -190,6 +193,33 @@ func TestExpiredIsPublishedAgain(t *testing.T) {
 	}
 	if got := buriedOf(t, p, "a"); !slices.Equal(got, []string{"offline 0", "expired 3"}) { // and the next checkpoint has it again
 		t.Errorf("published %q", got)
+	}
+}
+
+// A store that is filled from client-state goes on with the clock of the checkpoint.
+func TestClockIsRestored(t *testing.T) {
+	l := newLog(t)
+	cfg := l.config(vfs.NewMem())
+	cfg.CheckpointInterval = 10 * time.Millisecond
+	m := l.start(cfg).ready()
+	m.get("a", l.facts(opened("a", "n1", 0), opened("a", "n1", dayMS), opened("a", "n1", dayMS+1000)))
+	m.published(l)
+	id := eventlog.Partition(eventlog.ClientKey("default", "a"), l.cfg.Partitions)
+	servicetest.Eventually(t, patience, func() error { return l.checkpointed(id, 3) })
+	if err := m.stop(); err != nil {
+		t.Fatal(err)
+	}
+	fs := vfs.NewMem()
+	if err := l.start(l.config(fs)).ready().stop(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open("data", store.Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta, _, err := db.Meta(id)
+	if err := errors.Join(err, db.Close()); err != nil || meta.ClockMS != t0+dayMS+1005 {
+		t.Errorf("the clock is %d, error %v", meta.ClockMS-t0, err)
 	}
 }
 

@@ -256,6 +256,35 @@ func TestAnotherAllowanceIsSwept(t *testing.T) {
 	}
 }
 
+// A row that was written before there were indexes may not have the latest since: the building brings row and index to it.
+func TestBuildingBringsRowsUpToDate(t *testing.T) {
+	p := benchPartition(t, false, 0)
+	foldFacts(t, p, 0, opened("a", "n1", 1000))
+	key := eventlog.ClientKey("default", "a")
+	row := func() (r store.Row) {
+		value, found, err := p.parts.store.AppendRow(nil, 0, key)
+		if err == nil && found {
+			_, err = r.Decode(value)
+		}
+		if err != nil || !found {
+			t.Fatalf("found %v, %v", found, err)
+		}
+		return r
+	}
+	r := row()
+	r.Last.SinceMS--
+	b := p.indexes.NewBatch()
+	b.PutRow(key, store.Indexed{}, &r, r.State.Append(nil))
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	buildIndexes(t, p)
+	c, err := p.checkStore(t.Context(), false)
+	if got := row().Last.SinceMS; err != nil || len(c.GetDifferences()) != 0 || got != t0+1000 {
+		t.Errorf("since %d, differences %q, error %v", got-t0, c.GetDifferences(), err)
+	}
+}
+
 // Texts that are very long make short pages, not large answers.
 func TestListAnswersWithABoundedNumberOfBytes(t *testing.T) {
 	p := benchPartition(t, false, 0)
