@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ func DefaultAdmin() AdminConfig { return AdminConfig{Addr: defaultAdminAddr} }
 
 // Admin serves /healthz, /readyz, /metrics and /debug/pprof/ over HTTP. It is
 // meant for operators: give it an address that callers of the service cannot reach.
+// What a browser asks for a page of another site is refused on loopback.
 type Admin struct {
 	addr    string
 	log     *slog.Logger
@@ -77,8 +79,39 @@ func NewAdmin(addr string, reg *prometheus.Registry, log *slog.Logger) *Admin {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	a.handler = mux
+	a.handler = a.local(mux)
 	return a
+}
+
+// local keeps pages of other sites out, which a browser on this machine may show: it would ask an admin port on loopback for them, under a
+// name of theirs that resolves to it (DNS rebinding), or for a profile that they cannot read but that costs.
+func (a *Admin) local(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if onLoopback(r) && !localName(r.Host) {
+			a.log.Debug("request under another name refused", "host", fmt.Sprintf("%.80q", r.Host))
+			http.Error(w, "the admin listener is asked on loopback under a name that is not its own; use 127.0.0.1 or localhost", http.StatusForbidden)
+			return
+		}
+		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && strings.HasPrefix(r.URL.Path, "/debug/") {
+			http.Error(w, "a page of another site made this request; open the address itself", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func onLoopback(r *http.Request) bool {
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ok && at.IP.IsLoopback()
+}
+
+// localName reports whether a Host header is an address or localhost: names that nobody else can make point here.
+func localName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.Trim(host, "[]")
+	return strings.EqualFold(host, "localhost") || net.ParseIP(host) != nil
 }
 
 // AddCheck adds a condition of readiness. Ready returns nil once it holds, else why
@@ -128,6 +161,7 @@ func (a *Admin) Run(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           a.handler,
 		ReadHeaderTimeout: 5 * time.Second,
+		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
 	a.log.Info("serving", KeyAddr, a.Addr().String())

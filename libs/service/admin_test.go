@@ -138,3 +138,44 @@ func TestAdminKeepsRegisteredCollectors(t *testing.T) {
 		}
 	}
 }
+
+func TestAdminRefusesPagesOfOtherSites(t *testing.T) {
+	a := startAdmin(t, prometheus.NewRegistry())
+	_, port, err := net.SplitHostPort(a.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		host, site, path string
+		want             int
+	}{
+		{"127.0.0.1:" + port, "", "/metrics", http.StatusOK},
+		{"127.0.0.1", "none", "/debug/pprof/cmdline", http.StatusOK},
+		{"[::1]:" + port, "same-origin", "/debug/pprof/cmdline", http.StatusOK},
+		{"LocalHost:" + port, "", "/healthz", http.StatusOK},
+		{"127.0.0.1:" + port, "cross-site", "/metrics", http.StatusOK},
+		{"127.0.0.1:" + port, "cross-site", "/debug/pprof/cmdline", http.StatusForbidden},
+		{"rebound.example:" + port, "same-origin", "/metrics", http.StatusForbidden},
+		{"rebound.example", "", "/debug/pprof/cmdline", http.StatusForbidden},
+		{"127.0.0.1.rebound.example:" + port, "", "/healthz", http.StatusForbidden},
+	} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+a.Addr().String()+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Host = c.host
+		if c.site != "" {
+			request.Header.Set("Sec-Fetch-Site", c.site)
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := response.Body.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if response.StatusCode != c.want {
+			t.Errorf("%s of host %q, site %q: status %d, want %d", c.path, c.host, c.site, response.StatusCode, c.want)
+		}
+	}
+}
