@@ -71,8 +71,9 @@ func (a *answers) DeleteClient(ctx context.Context, req *presencev1.DeleteClient
 	return answer, nil
 }
 
-// maxAheadMS is how far a broker node's clock may be ahead for its connections to be forgotten, too.
-const maxAheadMS = presence.MaxAgeMS
+// maxAheadMS is how far a broker node's clock may be ahead for its connections to be forgotten, too. It is short: until then connections to nodes
+// whose clocks are right are not kept either.
+const maxAheadMS = 10_000
 
 // asOfMS is up to when a client is to be forgotten: now, or later where the clock of a broker node is ahead, so that what is known of the
 // client now does not outlive its deletion. If nobody says in a part of the time what that is, it is now: the record can be written without.

@@ -68,7 +68,7 @@ func TestDeletedClientIsInNoAnswer(t *testing.T) {
 		f.TimeMS, f.ReceivedMS, f.ConnectedAtMS = f.TimeMS-60_000, f.ReceivedMS-60_000, f.ConnectedAtMS-60_000
 		if i%3 == 0 {
 			// The clock of the node is ahead.
-			f.TimeMS, f.ConnectedAtMS = f.TimeMS+3_600_000, f.ConnectedAtMS+3_600_000
+			f.TimeMS, f.ConnectedAtMS = f.TimeMS+69_000, f.ConnectedAtMS+69_000
 		}
 		records = append(records, eventlog.FactRecord(&f, kafka.Format()))
 	}
