@@ -14,6 +14,7 @@
 //	LOCK            held while the process runs
 //	accounts        account dev, unless --accounts-file names another file
 //	dev-password    its password, readable by the owner only
+//	page-token-key  signs the tokens of list pages, so that they outlive a restart
 //	kafka/          the embedded Kafka
 //	state/          the materializer's store
 //	bridge/         the bridge's spool
