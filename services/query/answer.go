@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -50,6 +51,7 @@ type answers struct {
 	tokens    *tokens
 	watches   *watches
 	forgetter *forgetter
+	listing   *semaphore.Weighted // lists that are read at a time
 	ranking   *semaphore.Weighted // rankings of usernames at a time
 	checking  *semaphore.Weighted // checks of the indexes at a time
 }
@@ -61,7 +63,7 @@ func newAnswers(cfg Config, reader StateReader, log *slog.Logger) (*answers, err
 	}
 	return &answers{
 		cfg: cfg, reader: reader, log: log, tokens: t, forgetter: newForgetter(cfg, log),
-		ranking: semaphore.NewWeighted(maxRankings), checking: semaphore.NewWeighted(1),
+		listing: semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2))), ranking: semaphore.NewWeighted(maxRankings), checking: semaphore.NewWeighted(1),
 	}, nil
 }
 

@@ -116,6 +116,7 @@ type usage struct {
 	requests bucket
 	refusals bucket       // of prompt: told at once that requests is empty
 	streams  atomic.Int64 // open
+	listing  atomic.Int64 // lists that are read, or wait for that
 	last     atomic.Int64 // unix ns of the last use
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
@@ -138,10 +139,27 @@ func (a *answers) ListClients(ctx context.Context, req *presencev1.ListClientsRe
 	return answer, nil
 }
 
-// listStates reads clients of all partitions.
+// maxListing bounds the lists of one account that are read, or wait for that.
+const maxListing = 16
+
+// listStates reads clients of all partitions. Lists take half of the cores at most: each may look at thousands of rows, and must not keep
+// those waiting who ask for one client.
 func (a *answers) listStates(ctx context.Context, ask *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error) {
+	if u := passOf(ctx).usage; u != nil {
+		defer u.listing.Add(-1)
+		if u.listing.Add(1) > maxListing {
+			return nil, retryLater(codes.ResourceExhausted, fmt.Sprintf("the account has %d lists under way, more are not read at once; ask again", maxListing), retryDelay)
+		}
+	}
 	within, cancel := context.WithTimeout(ctx, a.cfg.RequestTimeout)
 	defer cancel()
+	if err := a.listing.Acquire(within, 1); err != nil {
+		if ctx.Err() != nil {
+			return nil, a.readError(ctx, ctx.Err(), nil)
+		}
+		return nil, retryLater(codes.ResourceExhausted, "as many lists are being read as may be; ask again", retryDelay)
+	}
+	defer a.listing.Release(1)
 	r, err := a.reader.ListStates(within, ask)
 	if err != nil {
 		return nil, a.readError(ctx, err, nil)
