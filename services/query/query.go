@@ -99,6 +99,7 @@ func New(cfg Config, reader StateReader, log *slog.Logger, reg prometheus.Regist
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         idle,
+		ConnContext:       connContext,
 		// A caller's broken handshake is no event of ours.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
@@ -173,11 +174,11 @@ func (s *Service) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		serve := func() error { return s.http.Serve(jsonListener{s.httpAddr}) }
+		var l net.Listener = jsonListener{s.httpAddr}
 		if s.http.TLSConfig != nil {
-			serve = func() error { return s.http.ServeTLS(s.httpAddr, "", "") }
+			l = newTLSListener(s.httpAddr, s.http.TLSConfig, s.log)
 		}
-		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("serve REST: %w", err)
 		}
 	})

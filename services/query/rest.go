@@ -77,6 +77,7 @@ func newREST(a *answers, g *gate, m *metrics) (*rest, error) {
 
 // ServeHTTP dispatches on the escaped path.
 func (h *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	withTLS(r)
 	// RawPath is the path as sent, if that is not the default encoding of Path. EscapedPath would encode Path anew where RawPath holds a
 	// byte that should have been escaped, and so lose which slashes were.
 	path := r.URL.RawPath

@@ -2,6 +2,7 @@ package query
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -22,8 +23,8 @@ const maxHeaderLines = 1_000
 const headerTooLarge = "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: 75\r\n\r\n" +
 	`{"code":3,"message":"the request has more than 1,000 headers","details":[]}`
 
-// jsonListener makes that answer one of ours: JSON, with the field named; and it refuses headers of too many lines. Under TLS neither can be
-// seen: the words stay as they are, and maxHeader alone bounds a header.
+// jsonListener makes that answer one of ours: JSON, with the field named; and it refuses headers of too many lines. So does tlsListener for HTTP/1;
+// HTTP/2 counts each field as 32 bytes more than it has.
 type jsonListener struct{ net.Listener }
 
 // Accept returns the next connection.
@@ -38,6 +39,7 @@ func (l jsonListener) Accept() (net.Conn, error) {
 type jsonConn struct {
 	net.Conn
 
+	tls    *tls.ConnectionState // nil: none
 	header headerLines
 }
 

@@ -427,13 +427,29 @@ func TestURLTooLong(t *testing.T) {
 
 // A header of very many small fields would take a hundred times its bytes.
 func TestHeadersTooMany(t *testing.T) {
-	s := serve(t, testConfig(t), readertest.NewFake(1))
+	t.Run("plain", func(t *testing.T) {
+		s := serve(t, testConfig(t), readertest.NewFake(1))
+		testHeaders(t, func() (net.Conn, error) { return net.Dial("tcp", s.service.HTTPAddr().String()) })
+	})
+	t.Run("TLS", func(t *testing.T) {
+		cfg := testConfig(t)
+		cert, key, pool := certificate(t)
+		cfg.TLS.CertFile, cfg.TLS.KeyFile = cert, key
+		s := serve(t, cfg, readertest.NewFake(1))
+		testHeaders(t, func() (net.Conn, error) {
+			return tls.Dial("tcp", s.service.HTTPAddr().String(), &tls.Config{RootCAs: pool, NextProtos: []string{"http/1.1"}})
+		})
+	})
+}
+
+func testHeaders(t *testing.T, dial func() (net.Conn, error)) {
+	t.Helper()
 	for _, c := range []struct {
 		fields int
 		body   string
 		want   int
 	}{{900, "", 200}, {1_100, "", 431}, {10, strings.Repeat("\n", 5_000), 200}} {
-		conn, err := net.Dial("tcp", s.service.HTTPAddr().String())
+		conn, err := dial()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,5 +97,50 @@ func TestTLS(t *testing.T) {
 	}
 	if _, err := s.rpc.GetStatus(as(t, "connect"), &presencev1.GetStatusRequest{ClientId: "x"}); err == nil {
 		t.Error("gRPC without TLS was answered")
+	}
+}
+
+// Both versions of HTTP are spoken over TLS, and who comes without it is told so.
+func TestProtocolsOverTLS(t *testing.T) {
+	cert, key, pool := certificate(t)
+	cfg := testConfig(t)
+	cfg.TLS.CertFile, cfg.TLS.KeyFile = cert, key
+	fake := readertest.NewFake(1)
+	fake.Apply(readertest.Connected("dev1"))
+	s := serve(t, cfg, fake)
+	addr := s.service.HTTPAddr().String()
+	for _, c := range []struct {
+		http2 bool
+		major int
+	}{{true, 2}, {false, 1}} {
+		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: c.http2}
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+addr+"/client-id/dev1/status", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.SetBasicAuth("connect", password)
+		answer, err := transport.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := answer.Body.Close(); err != nil {
+			t.Error(err)
+		}
+		transport.CloseIdleConnections()
+		if answer.ProtoMajor != c.major || answer.StatusCode != 200 {
+			t.Errorf("HTTP/%d: status %d, want HTTP/%d and 200", answer.ProtoMajor, answer.StatusCode, c.major)
+		}
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	if body, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != 400 || !strings.Contains(string(body), "https") {
+		t.Errorf("without TLS: %d %s, %v", answer.StatusCode, body, err)
 	}
 }
