@@ -192,7 +192,7 @@ func TestWatchHeartbeat(t *testing.T) {
 			if took := time.Since(began); took != 10*time.Second {
 				t.Errorf("a heartbeat after %v", took)
 			}
-			time.Sleep(9 * time.Second)
+			<-time.After(9 * time.Second)
 			h.connected("dev1")
 			w.want(watchTransition, "dev1")
 			began = time.Now()
@@ -220,10 +220,10 @@ func TestWatchDebounce(t *testing.T) {
 		w := h.watch(&presencev1.WatchClientsRequest{Debounce: durationpb.New(5 * time.Second), Heartbeat: durationpb.New(time.Minute)})
 		first := w.want(watchHeartbeat, "").GetResumeToken()
 		h.tell(h.entry("a", off, on, "c1"))
-		time.Sleep(4 * time.Second)
+		<-time.After(4 * time.Second)
 		w.silent()
 		h.tell(h.entry("a", on, off, "c1"))
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		h.tell(h.entry("b", off, on, "c1"))
 		w.silent()
 		// The last of a comes; its token does not pass b, which is held since.
@@ -239,7 +239,7 @@ func TestWatchDebounce(t *testing.T) {
 		}
 		// There and back again: nothing to tell.
 		h.tell(h.entry("b", on, unknown, "c1"), h.entry("b", unknown, on, "c1"))
-		time.Sleep(6 * time.Second)
+		<-time.After(6 * time.Second)
 		w.silent()
 		// The same status, but of another connection.
 		h.tell(h.entry("b", on, off, "c1"), h.entry("b", off, on, "c2"))
