@@ -24,7 +24,11 @@ func (a *answers) CheckIndexes(ctx context.Context, req *presencev1.CheckIndexes
 	if err := a.complete(ctx, r, len(r.GetChecks())); err != nil {
 		return nil, err
 	}
-	answer := &presencev1.CheckIndexesResponse{Ok: true}
+	counts, err := a.counts(ctx, a.cfg.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	answer := &presencev1.CheckIndexesResponse{Ok: true, Freshness: a.worstOf(counts)}
 	for _, c := range r.GetChecks() {
 		answer.Ok = answer.GetOk() && len(c.GetDifferences()) == 0
 		answer.Partitions = append(answer.Partitions, &presencev1.IndexCheck{

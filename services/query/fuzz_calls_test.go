@@ -51,6 +51,9 @@ func FuzzBody(f *testing.F) {
 			}
 			switch {
 			case w.Code == 200:
+				if strings.HasPrefix(path, "/v1/") && answer["freshness"] == nil {
+					t.Errorf("%s with %q: no freshness in %.300s", path, body, w.Body)
+				}
 			case w.Code == 400 && (strings.Contains(w.Body.String(), "field_violations") || strings.Contains(w.Body.String(), "the body")):
 			default:
 				t.Errorf("%s with %q: %d %.300s", path, body, w.Code, w.Body)

@@ -2022,8 +2022,10 @@ func (x *CheckIndexesRequest) GetRepair() bool {
 type CheckIndexesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All indexes and counters were what the rows say.
-	Ok            bool          `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
-	Partitions    []*IndexCheck `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	Ok         bool          `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
+	Partitions []*IndexCheck `protobuf:"bytes,2,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	// The worst of all partitions, for the default cluster, when the check had ended.
+	Freshness     *Freshness `protobuf:"bytes,3,opt,name=freshness,proto3" json:"freshness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2068,6 +2070,13 @@ func (x *CheckIndexesResponse) GetOk() bool {
 func (x *CheckIndexesResponse) GetPartitions() []*IndexCheck {
 	if x != nil {
 		return x.Partitions
+	}
+	return nil
+}
+
+func (x *CheckIndexesResponse) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
 	}
 	return nil
 }
@@ -4049,12 +4058,13 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\arecords\x18\x01 \x01(\x03R\arecords\x12!\n" +
 	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\"-\n" +
 	"\x13CheckIndexesRequest\x12\x16\n" +
-	"\x06repair\x18\x01 \x01(\bR\x06repair\"_\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\"\x95\x01\n" +
 	"\x14CheckIndexesResponse\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x127\n" +
 	"\n" +
 	"partitions\x18\x02 \x03(\v2\x17.presence.v1.IndexCheckR\n" +
-	"partitions\"\xc5\x01\n" +
+	"partitions\x124\n" +
+	"\tfreshness\x18\x03 \x01(\v2\x16.presence.v1.FreshnessR\tfreshness\"\xc5\x01\n" +
 	"\n" +
 	"IndexCheck\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x18\n" +
@@ -4357,69 +4367,70 @@ var file_presence_v1_presence_proto_depIdxs = []int32{
 	44, // 41: presence.v1.ClientTransition.connected_at:type_name -> google.protobuf.Timestamp
 	44, // 42: presence.v1.ClientTransition.time:type_name -> google.protobuf.Timestamp
 	25, // 43: presence.v1.CheckIndexesResponse.partitions:type_name -> presence.v1.IndexCheck
-	34, // 44: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
-	31, // 45: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
-	34, // 46: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
-	44, // 47: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
-	32, // 48: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
-	33, // 49: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
-	34, // 50: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
-	44, // 51: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
-	44, // 52: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
-	44, // 53: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
-	44, // 54: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	37, // 55: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
-	39, // 56: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
-	40, // 57: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
-	41, // 58: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
-	42, // 59: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
-	43, // 60: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
-	34, // 61: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
-	44, // 62: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
-	38, // 63: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
-	38, // 64: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
-	44, // 65: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
-	44, // 66: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
-	44, // 67: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
-	44, // 68: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
-	44, // 69: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
-	44, // 70: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
-	44, // 71: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
-	44, // 72: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
-	44, // 73: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
-	44, // 74: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
-	44, // 75: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
-	44, // 76: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
-	44, // 77: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
-	44, // 78: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
-	44, // 79: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
-	26, // 80: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
-	28, // 81: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
-	29, // 82: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
-	35, // 83: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
-	0,  // 84: presence.v1.PresenceService.ListClients:input_type -> presence.v1.ListClientsRequest
-	2,  // 85: presence.v1.PresenceService.ListSessions:input_type -> presence.v1.ListSessionsRequest
-	6,  // 86: presence.v1.PresenceService.DeleteClient:input_type -> presence.v1.DeleteClientRequest
-	8,  // 87: presence.v1.PresenceService.GetStats:input_type -> presence.v1.GetStatsRequest
-	14, // 88: presence.v1.PresenceService.ListNodes:input_type -> presence.v1.ListNodesRequest
-	19, // 89: presence.v1.PresenceService.WatchClients:input_type -> presence.v1.WatchClientsRequest
-	23, // 90: presence.v1.PresenceService.CheckIndexes:input_type -> presence.v1.CheckIndexesRequest
-	27, // 91: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
-	31, // 92: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
-	30, // 93: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
-	36, // 94: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
-	1,  // 95: presence.v1.PresenceService.ListClients:output_type -> presence.v1.ListClientsResponse
-	3,  // 96: presence.v1.PresenceService.ListSessions:output_type -> presence.v1.ListSessionsResponse
-	7,  // 97: presence.v1.PresenceService.DeleteClient:output_type -> presence.v1.DeleteClientResponse
-	9,  // 98: presence.v1.PresenceService.GetStats:output_type -> presence.v1.Stats
-	15, // 99: presence.v1.PresenceService.ListNodes:output_type -> presence.v1.ListNodesResponse
-	20, // 100: presence.v1.PresenceService.WatchClients:output_type -> presence.v1.WatchClientsResponse
-	24, // 101: presence.v1.PresenceService.CheckIndexes:output_type -> presence.v1.CheckIndexesResponse
-	91, // [91:102] is the sub-list for method output_type
-	80, // [80:91] is the sub-list for method input_type
-	80, // [80:80] is the sub-list for extension type_name
-	80, // [80:80] is the sub-list for extension extendee
-	0,  // [0:80] is the sub-list for field type_name
+	34, // 44: presence.v1.CheckIndexesResponse.freshness:type_name -> presence.v1.Freshness
+	34, // 45: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
+	31, // 46: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
+	34, // 47: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
+	44, // 48: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
+	32, // 49: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
+	33, // 50: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
+	34, // 51: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
+	44, // 52: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
+	44, // 53: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
+	44, // 54: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
+	44, // 55: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	37, // 56: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
+	39, // 57: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
+	40, // 58: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
+	41, // 59: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
+	42, // 60: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
+	43, // 61: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
+	34, // 62: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
+	44, // 63: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
+	38, // 64: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
+	38, // 65: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
+	44, // 66: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
+	44, // 67: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
+	44, // 68: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
+	44, // 69: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
+	44, // 70: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
+	44, // 71: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
+	44, // 72: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
+	44, // 73: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
+	44, // 74: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
+	44, // 75: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
+	44, // 76: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
+	44, // 77: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
+	44, // 78: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
+	44, // 79: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
+	44, // 80: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
+	26, // 81: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
+	28, // 82: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
+	29, // 83: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
+	35, // 84: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
+	0,  // 85: presence.v1.PresenceService.ListClients:input_type -> presence.v1.ListClientsRequest
+	2,  // 86: presence.v1.PresenceService.ListSessions:input_type -> presence.v1.ListSessionsRequest
+	6,  // 87: presence.v1.PresenceService.DeleteClient:input_type -> presence.v1.DeleteClientRequest
+	8,  // 88: presence.v1.PresenceService.GetStats:input_type -> presence.v1.GetStatsRequest
+	14, // 89: presence.v1.PresenceService.ListNodes:input_type -> presence.v1.ListNodesRequest
+	19, // 90: presence.v1.PresenceService.WatchClients:input_type -> presence.v1.WatchClientsRequest
+	23, // 91: presence.v1.PresenceService.CheckIndexes:input_type -> presence.v1.CheckIndexesRequest
+	27, // 92: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
+	31, // 93: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
+	30, // 94: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
+	36, // 95: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
+	1,  // 96: presence.v1.PresenceService.ListClients:output_type -> presence.v1.ListClientsResponse
+	3,  // 97: presence.v1.PresenceService.ListSessions:output_type -> presence.v1.ListSessionsResponse
+	7,  // 98: presence.v1.PresenceService.DeleteClient:output_type -> presence.v1.DeleteClientResponse
+	9,  // 99: presence.v1.PresenceService.GetStats:output_type -> presence.v1.Stats
+	15, // 100: presence.v1.PresenceService.ListNodes:output_type -> presence.v1.ListNodesResponse
+	20, // 101: presence.v1.PresenceService.WatchClients:output_type -> presence.v1.WatchClientsResponse
+	24, // 102: presence.v1.PresenceService.CheckIndexes:output_type -> presence.v1.CheckIndexesResponse
+	92, // [92:103] is the sub-list for method output_type
+	81, // [81:92] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_presence_proto_init() }
