@@ -83,6 +83,22 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 	return resp, nil
 }
 
+// ReadStatus is GetStates of one client for callers in the same process that want its status and belief alone: they are spared the message. owned is
+// false if its partition is not owned, or not restored yet. Cluster and client ID must be valid.
+func (m *Materializer) ReadStatus(cluster, clientID string) (status, belief presence.Presence, owned bool, err error) {
+	m.metrics.reads.Observe(1)
+	r := m.reader()
+	defer r.done()
+	r.key = eventlog.AppendClientKey(r.key, cluster, clientID)
+	p := m.owned()[eventlog.Partition(r.key, m.cfg.Kafka.Partitions)]
+	if p == nil {
+		return 0, 0, false, nil
+	}
+	r.cluster, r.table = cluster, p.parts.nodes.table()
+	v, _, _, err := r.verdict(p)
+	return v.Status, v.Belief, true, err
+}
+
 // partitionFreshness is how far a partition had come when its first row was about to be read.
 type partitionFreshness struct {
 	id int32
@@ -162,21 +178,27 @@ func (r *reader) progressOf(p *partition) int64 {
 	return f.next
 }
 
+// verdict reads the row of the client of r.key, and says what it and the node table make of it; found is false if there is no row.
+func (r *reader) verdict(p *partition) (v presence.Verdict, state []byte, found bool, err error) {
+	r.value, found, err = p.parts.store.AppendRow(r.value[:0], p.id, r.key)
+	if err != nil {
+		return v, nil, false, err
+	}
+	r.row = store.Row{}
+	if found {
+		if state, err = r.row.Decode(r.value); err != nil {
+			return v, nil, false, err
+		}
+	}
+	return presence.Status(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS()), state, found, nil
+}
+
 // entry reads the client of r.key; next is the partition's applied offset.
 func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error) {
-	value, found, err := p.parts.store.AppendRow(r.value[:0], p.id, r.key)
-	r.value = value
+	v, state, found, err := r.verdict(p)
 	if err != nil {
 		return nil, err
 	}
-	r.row = store.Row{}
-	var state []byte
-	if found {
-		if state, err = r.row.Decode(value); err != nil {
-			return nil, err
-		}
-	}
-	v := presence.Status(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS())
 	e := r.describe(p, &v, found, next)
 	if r.explain && e.GetFound() {
 		// The log is read after the row: it may hold a fact more, never one less.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
@@ -72,11 +73,38 @@ type short struct{ online, unknown bool }
 
 // online answers the seed call, and nothing else, to be fast.
 func (a *answers) online(ctx context.Context, cluster, clientID string) (short, error) {
+	if near, ok := a.reader.(nearReader); ok {
+		return a.near(ctx, near, cluster, clientID)
+	}
 	_, e, err := a.read(ctx, cluster, clientID, nil)
 	if err != nil {
 		return short{}, err
 	}
 	return short{online: e.GetBelief() == "online", unknown: e.GetStatus() == "unknown"}, nil
+}
+
+// nearReader is a reader in the same process, which answers the seed call without a message being made for it.
+type nearReader interface {
+	// ReadStatus returns what GetStates says of one client, whose ID and cluster are valid; owned is false where that lists it in not_owned.
+	ReadStatus(cluster, clientID string) (status, belief presence.Presence, owned bool, err error)
+}
+
+func (a *answers) near(ctx context.Context, reader nearReader, cluster, clientID string) (short, error) {
+	if err := eventlog.ValidClientID(clientID); err != nil {
+		return short{}, invalid("client_id", err.Error())
+	}
+	cluster, err := a.validCluster(cluster)
+	if err != nil {
+		return short{}, err
+	}
+	s, belief, owned, err := reader.ReadStatus(cluster, clientID)
+	switch {
+	case err != nil:
+		return short{}, a.readError(ctx, err, nil)
+	case !owned:
+		return short{}, errNotOwned()
+	}
+	return short{online: belief == presence.Online, unknown: s == presence.Unknown}, nil
 }
 
 // GetStatus implements the gRPC call.
@@ -207,9 +235,13 @@ func (a *answers) readFor(ctx context.Context, cluster, clientID string, minOffs
 		return nil, nil, err
 	}
 	if len(r.GetEntries()) == 0 {
-		return nil, nil, unavailable("nobody owns the partition of this client right now; ask again")
+		return nil, nil, errNotOwned()
 	}
 	return r, r.GetEntries()[0], nil
+}
+
+func errNotOwned() error {
+	return unavailable("nobody owns the partition of this client right now; ask again")
 }
 
 func (a *answers) clusterOf(cluster string) string {

@@ -106,6 +106,17 @@ func ask(t *testing.T, r query.StateReader, cluster string, ids ...string) *pres
 		if int(e.GetIndex()) != i {
 			t.Fatalf("entry %d is about key %d: entries stand in the order of the request", i, e.GetIndex())
 		}
+		// A reader in the same process has a shorter way, which must lead to the same.
+		near, ok := r.(interface {
+			ReadStatus(cluster, clientID string) (status, belief presence.Presence, owned bool, err error)
+		})
+		if !ok {
+			continue
+		}
+		status, belief, owned, err := near.ReadStatus(cluster, ids[i])
+		if err != nil || !owned || status.String() != e.GetStatus() || belief.String() != e.GetBelief() {
+			t.Errorf("%.20q: %v, belief %v, owned %v, %v; the entry has %s, belief %s", ids[i], status, belief, owned, err, e.GetStatus(), e.GetBelief())
+		}
 	}
 	return answer
 }
