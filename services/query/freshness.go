@@ -39,11 +39,12 @@ type clock struct {
 // none is known. p is nil if the reader said nothing about the partition.
 func (c clock) freshness(p *presencev1.PartitionFreshness, h *presencev1.ClusterHealth, node string) *presencev1.Freshness {
 	f := &presencev1.Freshness{
-		Partition:     p.GetPartition(),
-		AppliedOffset: p.GetAppliedOffset(),
-		AppliedTime:   timestamp(p.GetAppliedTimeMs()),
-		Feed:          healthOK,
-		Node:          nodeHealth(h, node),
+		Partition:         p.GetPartition(),
+		AppliedOffset:     p.GetAppliedOffset(),
+		NodeAppliedOffset: p.GetNodeAppliedOffset(),
+		AppliedTime:       timestamp(p.GetAppliedTimeMs()),
+		Feed:              healthOK,
+		Node:              nodeHealth(h, node),
 	}
 	c.lag(f, p)
 	if !p.GetReady() {
@@ -136,7 +137,7 @@ func worst(all []*presencev1.Freshness) *presencev1.Freshness {
 	}
 	w := &presencev1.Freshness{
 		Partition: last.GetPartition(), AppliedOffset: last.GetAppliedOffset(), AppliedTime: last.GetAppliedTime(),
-		LagRecords: last.LagRecords, LagMs: last.LagMs, Feed: feed, Node: node,
+		LagRecords: last.LagRecords, LagMs: last.LagMs, Feed: feed, Node: node, NodeAppliedOffset: last.GetNodeAppliedOffset(),
 	}
 	for _, r := range []string{staleLagging, staleLagUnknown, staleCatchingUp, staleFeedGap, staleFeedDown, staleRouting} {
 		if reasons[r] {

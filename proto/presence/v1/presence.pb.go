@@ -24,6 +24,304 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CompareReplicasRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Partitions to compare; empty: all.
+	Partitions    []int32 `protobuf:"varint,1,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareReplicasRequest) Reset() {
+	*x = CompareReplicasRequest{}
+	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareReplicasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareReplicasRequest) ProtoMessage() {}
+
+func (x *CompareReplicasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareReplicasRequest.ProtoReflect.Descriptor instead.
+func (*CompareReplicasRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CompareReplicasRequest) GetPartitions() []int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+type CompareReplicasResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All replicas have the same states.
+	Ok            bool                 `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
+	Comparisons   []*ReplicaComparison `protobuf:"bytes,2,rep,name=comparisons,proto3" json:"comparisons,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareReplicasResponse) Reset() {
+	*x = CompareReplicasResponse{}
+	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareReplicasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareReplicasResponse) ProtoMessage() {}
+
+func (x *CompareReplicasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareReplicasResponse.ProtoReflect.Descriptor instead.
+func (*CompareReplicasResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CompareReplicasResponse) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *CompareReplicasResponse) GetComparisons() []*ReplicaComparison {
+	if x != nil {
+		return x.Comparisons
+	}
+	return nil
+}
+
+// ReplicaComparison compares a partition of one replica with that of the first one.
+type ReplicaComparison struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Partition int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Name of the replica, and of the first one.
+	Replica   string `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Reference string `protobuf:"bytes,3,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Offset of client-events: all facts below it are in both.
+	Offset int64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Clients in each at that offset.
+	Clients          int64 `protobuf:"varint,5,opt,name=clients,proto3" json:"clients,omitempty"`
+	ReferenceClients int64 `protobuf:"varint,6,opt,name=reference_clients,json=referenceClients,proto3" json:"reference_clients,omitempty"`
+	Equal            bool  `protobuf:"varint,7,opt,name=equal,proto3" json:"equal,omitempty"`
+	// Digest of all states, as hexadecimal digits.
+	Digest          string `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`
+	ReferenceDigest string `protobuf:"bytes,9,opt,name=reference_digest,json=referenceDigest,proto3" json:"reference_digest,omitempty"`
+	// The first client whose states differ, or that only one of them has; absent if they are equal.
+	FirstDifference *ReplicaDifference `protobuf:"bytes,10,opt,name=first_difference,json=firstDifference,proto3" json:"first_difference,omitempty"`
+	// Why nothing was compared: no owner, or an offset that could not be reached in time. Empty if it was.
+	Error         string `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaComparison) Reset() {
+	*x = ReplicaComparison{}
+	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaComparison) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaComparison) ProtoMessage() {}
+
+func (x *ReplicaComparison) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaComparison.ProtoReflect.Descriptor instead.
+func (*ReplicaComparison) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReplicaComparison) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *ReplicaComparison) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ReplicaComparison) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *ReplicaComparison) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReplicaComparison) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *ReplicaComparison) GetReferenceClients() int64 {
+	if x != nil {
+		return x.ReferenceClients
+	}
+	return 0
+}
+
+func (x *ReplicaComparison) GetEqual() bool {
+	if x != nil {
+		return x.Equal
+	}
+	return false
+}
+
+func (x *ReplicaComparison) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ReplicaComparison) GetReferenceDigest() string {
+	if x != nil {
+		return x.ReferenceDigest
+	}
+	return ""
+}
+
+func (x *ReplicaComparison) GetFirstDifference() *ReplicaDifference {
+	if x != nil {
+		return x.FirstDifference
+	}
+	return nil
+}
+
+func (x *ReplicaComparison) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type ReplicaDifference struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Cluster  string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClientId string                 `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// Digest of the client's state in each; empty: it has none.
+	Digest          string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	ReferenceDigest string `protobuf:"bytes,4,opt,name=reference_digest,json=referenceDigest,proto3" json:"reference_digest,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ReplicaDifference) Reset() {
+	*x = ReplicaDifference{}
+	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaDifference) ProtoMessage() {}
+
+func (x *ReplicaDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaDifference.ProtoReflect.Descriptor instead.
+func (*ReplicaDifference) Descriptor() ([]byte, []int) {
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReplicaDifference) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ReplicaDifference) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *ReplicaDifference) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ReplicaDifference) GetReferenceDigest() string {
+	if x != nil {
+		return x.ReferenceDigest
+	}
+	return ""
+}
+
 type ListClientsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// MQTT broker cluster; empty: the service's default.
@@ -50,7 +348,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	mi := &file_presence_v1_presence_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -62,7 +360,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[0]
+	mi := &file_presence_v1_presence_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -75,7 +373,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{0}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListClientsRequest) GetCluster() string {
@@ -159,7 +457,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	mi := &file_presence_v1_presence_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -171,7 +469,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[1]
+	mi := &file_presence_v1_presence_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -184,7 +482,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{1}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -238,7 +536,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	mi := &file_presence_v1_presence_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +548,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[2]
+	mi := &file_presence_v1_presence_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +561,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{2}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListSessionsRequest) GetClientId() string {
@@ -311,7 +609,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	mi := &file_presence_v1_presence_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +621,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[3]
+	mi := &file_presence_v1_presence_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +634,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{3}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListSessionsResponse) GetClientId() string {
@@ -411,7 +709,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_presence_v1_presence_proto_msgTypes[4]
+	mi := &file_presence_v1_presence_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +721,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[4]
+	mi := &file_presence_v1_presence_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +734,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{4}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Session) GetState() string {
@@ -540,7 +838,7 @@ type StatusAt struct {
 
 func (x *StatusAt) Reset() {
 	*x = StatusAt{}
-	mi := &file_presence_v1_presence_proto_msgTypes[5]
+	mi := &file_presence_v1_presence_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +850,7 @@ func (x *StatusAt) String() string {
 func (*StatusAt) ProtoMessage() {}
 
 func (x *StatusAt) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[5]
+	mi := &file_presence_v1_presence_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +863,7 @@ func (x *StatusAt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusAt.ProtoReflect.Descriptor instead.
 func (*StatusAt) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{5}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusAt) GetTime() *timestamppb.Timestamp {
@@ -608,7 +906,7 @@ type DeleteClientRequest struct {
 
 func (x *DeleteClientRequest) Reset() {
 	*x = DeleteClientRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[6]
+	mi := &file_presence_v1_presence_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +918,7 @@ func (x *DeleteClientRequest) String() string {
 func (*DeleteClientRequest) ProtoMessage() {}
 
 func (x *DeleteClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[6]
+	mi := &file_presence_v1_presence_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +931,7 @@ func (x *DeleteClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteClientRequest.ProtoReflect.Descriptor instead.
 func (*DeleteClientRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{6}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteClientRequest) GetClientId() string {
@@ -670,7 +968,7 @@ type DeleteClientResponse struct {
 
 func (x *DeleteClientResponse) Reset() {
 	*x = DeleteClientResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[7]
+	mi := &file_presence_v1_presence_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +980,7 @@ func (x *DeleteClientResponse) String() string {
 func (*DeleteClientResponse) ProtoMessage() {}
 
 func (x *DeleteClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[7]
+	mi := &file_presence_v1_presence_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +993,7 @@ func (x *DeleteClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteClientResponse.ProtoReflect.Descriptor instead.
 func (*DeleteClientResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{7}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteClientResponse) GetClientId() string {
@@ -770,7 +1068,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[8]
+	mi := &file_presence_v1_presence_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +1080,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[8]
+	mi := &file_presence_v1_presence_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +1093,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{8}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetStatsRequest) GetCluster() string {
@@ -849,7 +1147,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	mi := &file_presence_v1_presence_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1159,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[9]
+	mi := &file_presence_v1_presence_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1172,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{9}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Stats) GetCluster() string {
@@ -945,7 +1243,7 @@ type StatusCounts struct {
 
 func (x *StatusCounts) Reset() {
 	*x = StatusCounts{}
-	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	mi := &file_presence_v1_presence_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1255,7 @@ func (x *StatusCounts) String() string {
 func (*StatusCounts) ProtoMessage() {}
 
 func (x *StatusCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[10]
+	mi := &file_presence_v1_presence_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1268,7 @@ func (x *StatusCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusCounts.ProtoReflect.Descriptor instead.
 func (*StatusCounts) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{10}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StatusCounts) GetOnline() int64 {
@@ -1011,7 +1309,7 @@ type NodeCounts struct {
 
 func (x *NodeCounts) Reset() {
 	*x = NodeCounts{}
-	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	mi := &file_presence_v1_presence_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1321,7 @@ func (x *NodeCounts) String() string {
 func (*NodeCounts) ProtoMessage() {}
 
 func (x *NodeCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[11]
+	mi := &file_presence_v1_presence_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1334,7 @@ func (x *NodeCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCounts.ProtoReflect.Descriptor instead.
 func (*NodeCounts) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{11}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeCounts) GetNode() string {
@@ -1063,7 +1361,7 @@ type ClusterCounts struct {
 
 func (x *ClusterCounts) Reset() {
 	*x = ClusterCounts{}
-	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	mi := &file_presence_v1_presence_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1373,7 @@ func (x *ClusterCounts) String() string {
 func (*ClusterCounts) ProtoMessage() {}
 
 func (x *ClusterCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[12]
+	mi := &file_presence_v1_presence_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1386,7 @@ func (x *ClusterCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterCounts.ProtoReflect.Descriptor instead.
 func (*ClusterCounts) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{12}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ClusterCounts) GetCluster() string {
@@ -1115,7 +1413,7 @@ type UsernameCount struct {
 
 func (x *UsernameCount) Reset() {
 	*x = UsernameCount{}
-	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	mi := &file_presence_v1_presence_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1425,7 @@ func (x *UsernameCount) String() string {
 func (*UsernameCount) ProtoMessage() {}
 
 func (x *UsernameCount) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[13]
+	mi := &file_presence_v1_presence_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1438,7 @@ func (x *UsernameCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsernameCount.ProtoReflect.Descriptor instead.
 func (*UsernameCount) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{13}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UsernameCount) GetUsername() string {
@@ -1167,7 +1465,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	mi := &file_presence_v1_presence_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1477,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[14]
+	mi := &file_presence_v1_presence_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1490,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{14}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListNodesRequest) GetCluster() string {
@@ -1220,7 +1518,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	mi := &file_presence_v1_presence_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1530,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[15]
+	mi := &file_presence_v1_presence_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1543,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{15}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListNodesResponse) GetCluster() string {
@@ -1310,7 +1608,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	mi := &file_presence_v1_presence_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1620,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[16]
+	mi := &file_presence_v1_presence_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1633,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{16}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Node) GetNode() string {
@@ -1405,7 +1703,7 @@ type Feed struct {
 
 func (x *Feed) Reset() {
 	*x = Feed{}
-	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	mi := &file_presence_v1_presence_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1715,7 @@ func (x *Feed) String() string {
 func (*Feed) ProtoMessage() {}
 
 func (x *Feed) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[17]
+	mi := &file_presence_v1_presence_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1728,7 @@ func (x *Feed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Feed.ProtoReflect.Descriptor instead.
 func (*Feed) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{17}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Feed) GetBridge() string {
@@ -1480,7 +1778,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_presence_v1_presence_proto_msgTypes[18]
+	mi := &file_presence_v1_presence_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1790,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[18]
+	mi := &file_presence_v1_presence_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1803,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{18}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Gap) GetFrom() *timestamppb.Timestamp {
@@ -1550,7 +1848,7 @@ type WatchClientsRequest struct {
 
 func (x *WatchClientsRequest) Reset() {
 	*x = WatchClientsRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[19]
+	mi := &file_presence_v1_presence_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1860,7 @@ func (x *WatchClientsRequest) String() string {
 func (*WatchClientsRequest) ProtoMessage() {}
 
 func (x *WatchClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[19]
+	mi := &file_presence_v1_presence_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1873,7 @@ func (x *WatchClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchClientsRequest.ProtoReflect.Descriptor instead.
 func (*WatchClientsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{19}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchClientsRequest) GetCluster() string {
@@ -1669,7 +1967,7 @@ type WatchClientsResponse struct {
 
 func (x *WatchClientsResponse) Reset() {
 	*x = WatchClientsResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[20]
+	mi := &file_presence_v1_presence_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1979,7 @@ func (x *WatchClientsResponse) String() string {
 func (*WatchClientsResponse) ProtoMessage() {}
 
 func (x *WatchClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[20]
+	mi := &file_presence_v1_presence_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1992,7 @@ func (x *WatchClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchClientsResponse.ProtoReflect.Descriptor instead.
 func (*WatchClientsResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{20}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchClientsResponse) GetType() string {
@@ -1772,7 +2070,7 @@ type ClientTransition struct {
 
 func (x *ClientTransition) Reset() {
 	*x = ClientTransition{}
-	mi := &file_presence_v1_presence_proto_msgTypes[21]
+	mi := &file_presence_v1_presence_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +2082,7 @@ func (x *ClientTransition) String() string {
 func (*ClientTransition) ProtoMessage() {}
 
 func (x *ClientTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[21]
+	mi := &file_presence_v1_presence_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2095,7 @@ func (x *ClientTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTransition.ProtoReflect.Descriptor instead.
 func (*ClientTransition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{21}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ClientTransition) GetClientId() string {
@@ -1932,7 +2230,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_presence_v1_presence_proto_msgTypes[22]
+	mi := &file_presence_v1_presence_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2242,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[22]
+	mi := &file_presence_v1_presence_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2255,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{22}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Skipped) GetRecords() int64 {
@@ -1984,7 +2282,7 @@ type CheckIndexesRequest struct {
 
 func (x *CheckIndexesRequest) Reset() {
 	*x = CheckIndexesRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[23]
+	mi := &file_presence_v1_presence_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2294,7 @@ func (x *CheckIndexesRequest) String() string {
 func (*CheckIndexesRequest) ProtoMessage() {}
 
 func (x *CheckIndexesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[23]
+	mi := &file_presence_v1_presence_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2307,7 @@ func (x *CheckIndexesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckIndexesRequest.ProtoReflect.Descriptor instead.
 func (*CheckIndexesRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{23}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CheckIndexesRequest) GetRepair() bool {
@@ -2032,7 +2330,7 @@ type CheckIndexesResponse struct {
 
 func (x *CheckIndexesResponse) Reset() {
 	*x = CheckIndexesResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[24]
+	mi := &file_presence_v1_presence_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2342,7 @@ func (x *CheckIndexesResponse) String() string {
 func (*CheckIndexesResponse) ProtoMessage() {}
 
 func (x *CheckIndexesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[24]
+	mi := &file_presence_v1_presence_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2355,7 @@ func (x *CheckIndexesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckIndexesResponse.ProtoReflect.Descriptor instead.
 func (*CheckIndexesResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{24}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CheckIndexesResponse) GetOk() bool {
@@ -2097,7 +2395,7 @@ type IndexCheck struct {
 
 func (x *IndexCheck) Reset() {
 	*x = IndexCheck{}
-	mi := &file_presence_v1_presence_proto_msgTypes[25]
+	mi := &file_presence_v1_presence_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2407,7 @@ func (x *IndexCheck) String() string {
 func (*IndexCheck) ProtoMessage() {}
 
 func (x *IndexCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[25]
+	mi := &file_presence_v1_presence_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2420,7 @@ func (x *IndexCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexCheck.ProtoReflect.Descriptor instead.
 func (*IndexCheck) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{25}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IndexCheck) GetPartition() int32 {
@@ -2179,7 +2477,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[26]
+	mi := &file_presence_v1_presence_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2489,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[26]
+	mi := &file_presence_v1_presence_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2502,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{26}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetStatusRequest) GetClientId() string {
@@ -2236,7 +2534,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[27]
+	mi := &file_presence_v1_presence_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2546,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[27]
+	mi := &file_presence_v1_presence_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2559,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{27}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetStatusResponse) GetOnline() bool {
@@ -2306,7 +2604,7 @@ type GetClientRequest struct {
 
 func (x *GetClientRequest) Reset() {
 	*x = GetClientRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[28]
+	mi := &file_presence_v1_presence_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2616,7 @@ func (x *GetClientRequest) String() string {
 func (*GetClientRequest) ProtoMessage() {}
 
 func (x *GetClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[28]
+	mi := &file_presence_v1_presence_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2629,7 @@ func (x *GetClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClientRequest.ProtoReflect.Descriptor instead.
 func (*GetClientRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{28}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetClientRequest) GetClientId() string {
@@ -2367,7 +2665,7 @@ type BatchGetClientsRequest struct {
 
 func (x *BatchGetClientsRequest) Reset() {
 	*x = BatchGetClientsRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[29]
+	mi := &file_presence_v1_presence_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2677,7 @@ func (x *BatchGetClientsRequest) String() string {
 func (*BatchGetClientsRequest) ProtoMessage() {}
 
 func (x *BatchGetClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[29]
+	mi := &file_presence_v1_presence_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2690,7 @@ func (x *BatchGetClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGetClientsRequest.ProtoReflect.Descriptor instead.
 func (*BatchGetClientsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{29}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BatchGetClientsRequest) GetClientIds() []string {
@@ -2421,7 +2719,7 @@ type BatchGetClientsResponse struct {
 
 func (x *BatchGetClientsResponse) Reset() {
 	*x = BatchGetClientsResponse{}
-	mi := &file_presence_v1_presence_proto_msgTypes[30]
+	mi := &file_presence_v1_presence_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2731,7 @@ func (x *BatchGetClientsResponse) String() string {
 func (*BatchGetClientsResponse) ProtoMessage() {}
 
 func (x *BatchGetClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[30]
+	mi := &file_presence_v1_presence_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2744,7 @@ func (x *BatchGetClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGetClientsResponse.ProtoReflect.Descriptor instead.
 func (*BatchGetClientsResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{30}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BatchGetClientsResponse) GetClients() []*Client {
@@ -2488,7 +2786,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_presence_v1_presence_proto_msgTypes[31]
+	mi := &file_presence_v1_presence_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2798,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[31]
+	mi := &file_presence_v1_presence_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2811,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{31}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Client) GetClientId() string {
@@ -2611,7 +2909,7 @@ type ClientConnection struct {
 
 func (x *ClientConnection) Reset() {
 	*x = ClientConnection{}
-	mi := &file_presence_v1_presence_proto_msgTypes[32]
+	mi := &file_presence_v1_presence_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2921,7 @@ func (x *ClientConnection) String() string {
 func (*ClientConnection) ProtoMessage() {}
 
 func (x *ClientConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[32]
+	mi := &file_presence_v1_presence_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2934,7 @@ func (x *ClientConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientConnection.ProtoReflect.Descriptor instead.
 func (*ClientConnection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{32}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ClientConnection) GetKey() string {
@@ -2737,7 +3035,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_presence_v1_presence_proto_msgTypes[33]
+	mi := &file_presence_v1_presence_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +3047,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[33]
+	mi := &file_presence_v1_presence_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +3060,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{33}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Transition) GetPreviousStatus() string {
@@ -2813,14 +3111,17 @@ type Freshness struct {
 	// ok, gap or down.
 	Feed string `protobuf:"bytes,8,opt,name=feed,proto3" json:"feed,omitempty"`
 	// ok, silent, gone or unheard, if it sent no heartbeat: the node of the client's connection.
-	Node          string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Node string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
+	// The next node-events offset to be applied. For one client, the answer is what the facts below applied_offset and the node facts below this
+	// offset make, no more and no less.
+	NodeAppliedOffset int64 `protobuf:"varint,10,opt,name=node_applied_offset,json=nodeAppliedOffset,proto3" json:"node_applied_offset,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Freshness) Reset() {
 	*x = Freshness{}
-	mi := &file_presence_v1_presence_proto_msgTypes[34]
+	mi := &file_presence_v1_presence_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3133,7 @@ func (x *Freshness) String() string {
 func (*Freshness) ProtoMessage() {}
 
 func (x *Freshness) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[34]
+	mi := &file_presence_v1_presence_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +3146,7 @@ func (x *Freshness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Freshness.ProtoReflect.Descriptor instead.
 func (*Freshness) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{34}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Freshness) GetPartition() int32 {
@@ -2911,6 +3212,13 @@ func (x *Freshness) GetNode() string {
 	return ""
 }
 
+func (x *Freshness) GetNodeAppliedOffset() int64 {
+	if x != nil {
+		return x.NodeAppliedOffset
+	}
+	return 0
+}
+
 type ExplainClientRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// MQTT Client Identifier: 1 to 65,535 bytes of UTF-8; percent-encoded in a path.
@@ -2925,7 +3233,7 @@ type ExplainClientRequest struct {
 
 func (x *ExplainClientRequest) Reset() {
 	*x = ExplainClientRequest{}
-	mi := &file_presence_v1_presence_proto_msgTypes[35]
+	mi := &file_presence_v1_presence_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3245,7 @@ func (x *ExplainClientRequest) String() string {
 func (*ExplainClientRequest) ProtoMessage() {}
 
 func (x *ExplainClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[35]
+	mi := &file_presence_v1_presence_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +3258,7 @@ func (x *ExplainClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainClientRequest.ProtoReflect.Descriptor instead.
 func (*ExplainClientRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{35}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExplainClientRequest) GetClientId() string {
@@ -3010,7 +3318,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_presence_v1_presence_proto_msgTypes[36]
+	mi := &file_presence_v1_presence_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3330,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[36]
+	mi := &file_presence_v1_presence_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3343,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{36}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Explanation) GetClientId() string {
@@ -3172,7 +3480,7 @@ type ExplainedConnection struct {
 
 func (x *ExplainedConnection) Reset() {
 	*x = ExplainedConnection{}
-	mi := &file_presence_v1_presence_proto_msgTypes[37]
+	mi := &file_presence_v1_presence_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3492,7 @@ func (x *ExplainedConnection) String() string {
 func (*ExplainedConnection) ProtoMessage() {}
 
 func (x *ExplainedConnection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[37]
+	mi := &file_presence_v1_presence_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3505,7 @@ func (x *ExplainedConnection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedConnection.ProtoReflect.Descriptor instead.
 func (*ExplainedConnection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{37}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExplainedConnection) GetNode() string {
@@ -3273,7 +3581,7 @@ type ExplainedClose struct {
 
 func (x *ExplainedClose) Reset() {
 	*x = ExplainedClose{}
-	mi := &file_presence_v1_presence_proto_msgTypes[38]
+	mi := &file_presence_v1_presence_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3285,7 +3593,7 @@ func (x *ExplainedClose) String() string {
 func (*ExplainedClose) ProtoMessage() {}
 
 func (x *ExplainedClose) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[38]
+	mi := &file_presence_v1_presence_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3298,7 +3606,7 @@ func (x *ExplainedClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedClose.ProtoReflect.Descriptor instead.
 func (*ExplainedClose) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{38}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExplainedClose) GetDisconnectedAt() *timestamppb.Timestamp {
@@ -3351,7 +3659,7 @@ type ExplainedObservation struct {
 
 func (x *ExplainedObservation) Reset() {
 	*x = ExplainedObservation{}
-	mi := &file_presence_v1_presence_proto_msgTypes[39]
+	mi := &file_presence_v1_presence_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3671,7 @@ func (x *ExplainedObservation) String() string {
 func (*ExplainedObservation) ProtoMessage() {}
 
 func (x *ExplainedObservation) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[39]
+	mi := &file_presence_v1_presence_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3684,7 @@ func (x *ExplainedObservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedObservation.ProtoReflect.Descriptor instead.
 func (*ExplainedObservation) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{39}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExplainedObservation) GetOnline() bool {
@@ -3462,7 +3770,7 @@ type ExplainedFact struct {
 
 func (x *ExplainedFact) Reset() {
 	*x = ExplainedFact{}
-	mi := &file_presence_v1_presence_proto_msgTypes[40]
+	mi := &file_presence_v1_presence_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3782,7 @@ func (x *ExplainedFact) String() string {
 func (*ExplainedFact) ProtoMessage() {}
 
 func (x *ExplainedFact) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[40]
+	mi := &file_presence_v1_presence_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3795,7 @@ func (x *ExplainedFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedFact.ProtoReflect.Descriptor instead.
 func (*ExplainedFact) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{40}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExplainedFact) GetOffset() int64 {
@@ -3647,7 +3955,7 @@ type ExplainedTransition struct {
 
 func (x *ExplainedTransition) Reset() {
 	*x = ExplainedTransition{}
-	mi := &file_presence_v1_presence_proto_msgTypes[41]
+	mi := &file_presence_v1_presence_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3967,7 @@ func (x *ExplainedTransition) String() string {
 func (*ExplainedTransition) ProtoMessage() {}
 
 func (x *ExplainedTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[41]
+	mi := &file_presence_v1_presence_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3980,7 @@ func (x *ExplainedTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedTransition.ProtoReflect.Descriptor instead.
 func (*ExplainedTransition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{41}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ExplainedTransition) GetStatus() string {
@@ -3741,7 +4049,7 @@ type ExplainedNode struct {
 
 func (x *ExplainedNode) Reset() {
 	*x = ExplainedNode{}
-	mi := &file_presence_v1_presence_proto_msgTypes[42]
+	mi := &file_presence_v1_presence_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3753,7 +4061,7 @@ func (x *ExplainedNode) String() string {
 func (*ExplainedNode) ProtoMessage() {}
 
 func (x *ExplainedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[42]
+	mi := &file_presence_v1_presence_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3766,7 +4074,7 @@ func (x *ExplainedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedNode.ProtoReflect.Descriptor instead.
 func (*ExplainedNode) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{42}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExplainedNode) GetNode() string {
@@ -3821,7 +4129,7 @@ type ExplainedFeed struct {
 
 func (x *ExplainedFeed) Reset() {
 	*x = ExplainedFeed{}
-	mi := &file_presence_v1_presence_proto_msgTypes[43]
+	mi := &file_presence_v1_presence_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +4141,7 @@ func (x *ExplainedFeed) String() string {
 func (*ExplainedFeed) ProtoMessage() {}
 
 func (x *ExplainedFeed) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_presence_proto_msgTypes[43]
+	mi := &file_presence_v1_presence_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +4154,7 @@ func (x *ExplainedFeed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedFeed.ProtoReflect.Descriptor instead.
 func (*ExplainedFeed) Descriptor() ([]byte, []int) {
-	return file_presence_v1_presence_proto_rawDescGZIP(), []int{43}
+	return file_presence_v1_presence_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExplainedFeed) GetState() string {
@@ -3888,7 +4196,32 @@ var File_presence_v1_presence_proto protoreflect.FileDescriptor
 
 const file_presence_v1_presence_proto_rawDesc = "" +
 	"\n" +
-	"\x1apresence/v1/presence.proto\x12\vpresence.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x02\n" +
+	"\x1apresence/v1/presence.proto\x12\vpresence.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n" +
+	"\x16CompareReplicasRequest\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x01 \x03(\x05R\n" +
+	"partitions\"k\n" +
+	"\x17CompareReplicasResponse\x12\x0e\n" +
+	"\x02ok\x18\x01 \x01(\bR\x02ok\x12@\n" +
+	"\vcomparisons\x18\x02 \x03(\v2\x1e.presence.v1.ReplicaComparisonR\vcomparisons\"\x82\x03\n" +
+	"\x11ReplicaComparison\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x1c\n" +
+	"\treference\x18\x03 \x01(\tR\treference\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x18\n" +
+	"\aclients\x18\x05 \x01(\x03R\aclients\x12+\n" +
+	"\x11reference_clients\x18\x06 \x01(\x03R\x10referenceClients\x12\x14\n" +
+	"\x05equal\x18\a \x01(\bR\x05equal\x12\x16\n" +
+	"\x06digest\x18\b \x01(\tR\x06digest\x12)\n" +
+	"\x10reference_digest\x18\t \x01(\tR\x0freferenceDigest\x12I\n" +
+	"\x10first_difference\x18\n" +
+	" \x01(\v2\x1e.presence.v1.ReplicaDifferenceR\x0ffirstDifference\x12\x14\n" +
+	"\x05error\x18\v \x01(\tR\x05error\"\x8d\x01\n" +
+	"\x11ReplicaDifference\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12)\n" +
+	"\x10reference_digest\x18\x04 \x01(\tR\x0freferenceDigest\"\xd6\x02\n" +
 	"\x12ListClientsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x12\n" +
@@ -4133,7 +4466,7 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\x0fprevious_status\x18\x01 \x01(\tR\x0epreviousStatus\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12!\n" +
 	"\fevent_offset\x18\x03 \x01(\x03R\veventOffset\x12*\n" +
-	"\x11node_event_offset\x18\x04 \x01(\x03R\x0fnodeEventOffset\"\xcf\x02\n" +
+	"\x11node_event_offset\x18\x04 \x01(\x03R\x0fnodeEventOffset\"\xff\x02\n" +
 	"\tFreshness\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12%\n" +
 	"\x0eapplied_offset\x18\x02 \x01(\x03R\rappliedOffset\x12=\n" +
@@ -4144,7 +4477,9 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\x05stale\x18\x06 \x01(\bR\x05stale\x12#\n" +
 	"\rstale_reasons\x18\a \x03(\tR\fstaleReasons\x12\x12\n" +
 	"\x04feed\x18\b \x01(\tR\x04feed\x12\x12\n" +
-	"\x04node\x18\t \x01(\tR\x04nodeB\x0e\n" +
+	"\x04node\x18\t \x01(\tR\x04node\x12.\n" +
+	"\x13node_applied_offset\x18\n" +
+	" \x01(\x03R\x11nodeAppliedOffsetB\x0e\n" +
 	"\f_lag_recordsB\t\n" +
 	"\a_lag_ms\"\x80\x01\n" +
 	"\x14ExplainClientRequest\x12\x1b\n" +
@@ -4247,7 +4582,8 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x125\n" +
 	"\bgap_from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\agapFrom\x121\n" +
-	"\x06gap_to\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05gapTo2\x8f\t\n" +
+	"\x06gap_to\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05gapTo2\x8e\n" +
+	"\n" +
 	"\x0fPresenceService\x12J\n" +
 	"\tGetStatus\x12\x1d.presence.v1.GetStatusRequest\x1a\x1e.presence.v1.GetStatusResponse\x12`\n" +
 	"\tGetClient\x12\x1d.presence.v1.GetClientRequest\x1a\x13.presence.v1.Client\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/clients/{client_id}\x12}\n" +
@@ -4259,7 +4595,8 @@ const file_presence_v1_presence_proto_rawDesc = "" +
 	"\bGetStats\x12\x1c.presence.v1.GetStatsRequest\x1a\x12.presence.v1.Stats\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/stats\x12]\n" +
 	"\tListNodes\x12\x1d.presence.v1.ListNodesRequest\x1a\x1e.presence.v1.ListNodesResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/nodes\x12U\n" +
 	"\fWatchClients\x12 .presence.v1.WatchClientsRequest\x1a!.presence.v1.WatchClientsResponse0\x01\x12q\n" +
-	"\fCheckIndexes\x12 .presence.v1.CheckIndexesRequest\x1a!.presence.v1.CheckIndexesResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/indexes:checkB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
+	"\fCheckIndexes\x12 .presence.v1.CheckIndexesRequest\x1a!.presence.v1.CheckIndexesResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/indexes:check\x12}\n" +
+	"\x0fCompareReplicas\x12#.presence.v1.CompareReplicasRequest\x1a$.presence.v1.CompareReplicasResponse\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/replicas:compareB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
 
 var (
 	file_presence_v1_presence_proto_rawDescOnce sync.Once
@@ -4273,164 +4610,172 @@ func file_presence_v1_presence_proto_rawDescGZIP() []byte {
 	return file_presence_v1_presence_proto_rawDescData
 }
 
-var file_presence_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_presence_v1_presence_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_presence_v1_presence_proto_goTypes = []any{
-	(*ListClientsRequest)(nil),      // 0: presence.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),     // 1: presence.v1.ListClientsResponse
-	(*ListSessionsRequest)(nil),     // 2: presence.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 3: presence.v1.ListSessionsResponse
-	(*Session)(nil),                 // 4: presence.v1.Session
-	(*StatusAt)(nil),                // 5: presence.v1.StatusAt
-	(*DeleteClientRequest)(nil),     // 6: presence.v1.DeleteClientRequest
-	(*DeleteClientResponse)(nil),    // 7: presence.v1.DeleteClientResponse
-	(*GetStatsRequest)(nil),         // 8: presence.v1.GetStatsRequest
-	(*Stats)(nil),                   // 9: presence.v1.Stats
-	(*StatusCounts)(nil),            // 10: presence.v1.StatusCounts
-	(*NodeCounts)(nil),              // 11: presence.v1.NodeCounts
-	(*ClusterCounts)(nil),           // 12: presence.v1.ClusterCounts
-	(*UsernameCount)(nil),           // 13: presence.v1.UsernameCount
-	(*ListNodesRequest)(nil),        // 14: presence.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 15: presence.v1.ListNodesResponse
-	(*Node)(nil),                    // 16: presence.v1.Node
-	(*Feed)(nil),                    // 17: presence.v1.Feed
-	(*Gap)(nil),                     // 18: presence.v1.Gap
-	(*WatchClientsRequest)(nil),     // 19: presence.v1.WatchClientsRequest
-	(*WatchClientsResponse)(nil),    // 20: presence.v1.WatchClientsResponse
-	(*ClientTransition)(nil),        // 21: presence.v1.ClientTransition
-	(*Skipped)(nil),                 // 22: presence.v1.Skipped
-	(*CheckIndexesRequest)(nil),     // 23: presence.v1.CheckIndexesRequest
-	(*CheckIndexesResponse)(nil),    // 24: presence.v1.CheckIndexesResponse
-	(*IndexCheck)(nil),              // 25: presence.v1.IndexCheck
-	(*GetStatusRequest)(nil),        // 26: presence.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 27: presence.v1.GetStatusResponse
-	(*GetClientRequest)(nil),        // 28: presence.v1.GetClientRequest
-	(*BatchGetClientsRequest)(nil),  // 29: presence.v1.BatchGetClientsRequest
-	(*BatchGetClientsResponse)(nil), // 30: presence.v1.BatchGetClientsResponse
-	(*Client)(nil),                  // 31: presence.v1.Client
-	(*ClientConnection)(nil),        // 32: presence.v1.ClientConnection
-	(*Transition)(nil),              // 33: presence.v1.Transition
-	(*Freshness)(nil),               // 34: presence.v1.Freshness
-	(*ExplainClientRequest)(nil),    // 35: presence.v1.ExplainClientRequest
-	(*Explanation)(nil),             // 36: presence.v1.Explanation
-	(*ExplainedConnection)(nil),     // 37: presence.v1.ExplainedConnection
-	(*ExplainedClose)(nil),          // 38: presence.v1.ExplainedClose
-	(*ExplainedObservation)(nil),    // 39: presence.v1.ExplainedObservation
-	(*ExplainedFact)(nil),           // 40: presence.v1.ExplainedFact
-	(*ExplainedTransition)(nil),     // 41: presence.v1.ExplainedTransition
-	(*ExplainedNode)(nil),           // 42: presence.v1.ExplainedNode
-	(*ExplainedFeed)(nil),           // 43: presence.v1.ExplainedFeed
-	(*timestamppb.Timestamp)(nil),   // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 45: google.protobuf.Duration
+	(*CompareReplicasRequest)(nil),  // 0: presence.v1.CompareReplicasRequest
+	(*CompareReplicasResponse)(nil), // 1: presence.v1.CompareReplicasResponse
+	(*ReplicaComparison)(nil),       // 2: presence.v1.ReplicaComparison
+	(*ReplicaDifference)(nil),       // 3: presence.v1.ReplicaDifference
+	(*ListClientsRequest)(nil),      // 4: presence.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),     // 5: presence.v1.ListClientsResponse
+	(*ListSessionsRequest)(nil),     // 6: presence.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 7: presence.v1.ListSessionsResponse
+	(*Session)(nil),                 // 8: presence.v1.Session
+	(*StatusAt)(nil),                // 9: presence.v1.StatusAt
+	(*DeleteClientRequest)(nil),     // 10: presence.v1.DeleteClientRequest
+	(*DeleteClientResponse)(nil),    // 11: presence.v1.DeleteClientResponse
+	(*GetStatsRequest)(nil),         // 12: presence.v1.GetStatsRequest
+	(*Stats)(nil),                   // 13: presence.v1.Stats
+	(*StatusCounts)(nil),            // 14: presence.v1.StatusCounts
+	(*NodeCounts)(nil),              // 15: presence.v1.NodeCounts
+	(*ClusterCounts)(nil),           // 16: presence.v1.ClusterCounts
+	(*UsernameCount)(nil),           // 17: presence.v1.UsernameCount
+	(*ListNodesRequest)(nil),        // 18: presence.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 19: presence.v1.ListNodesResponse
+	(*Node)(nil),                    // 20: presence.v1.Node
+	(*Feed)(nil),                    // 21: presence.v1.Feed
+	(*Gap)(nil),                     // 22: presence.v1.Gap
+	(*WatchClientsRequest)(nil),     // 23: presence.v1.WatchClientsRequest
+	(*WatchClientsResponse)(nil),    // 24: presence.v1.WatchClientsResponse
+	(*ClientTransition)(nil),        // 25: presence.v1.ClientTransition
+	(*Skipped)(nil),                 // 26: presence.v1.Skipped
+	(*CheckIndexesRequest)(nil),     // 27: presence.v1.CheckIndexesRequest
+	(*CheckIndexesResponse)(nil),    // 28: presence.v1.CheckIndexesResponse
+	(*IndexCheck)(nil),              // 29: presence.v1.IndexCheck
+	(*GetStatusRequest)(nil),        // 30: presence.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 31: presence.v1.GetStatusResponse
+	(*GetClientRequest)(nil),        // 32: presence.v1.GetClientRequest
+	(*BatchGetClientsRequest)(nil),  // 33: presence.v1.BatchGetClientsRequest
+	(*BatchGetClientsResponse)(nil), // 34: presence.v1.BatchGetClientsResponse
+	(*Client)(nil),                  // 35: presence.v1.Client
+	(*ClientConnection)(nil),        // 36: presence.v1.ClientConnection
+	(*Transition)(nil),              // 37: presence.v1.Transition
+	(*Freshness)(nil),               // 38: presence.v1.Freshness
+	(*ExplainClientRequest)(nil),    // 39: presence.v1.ExplainClientRequest
+	(*Explanation)(nil),             // 40: presence.v1.Explanation
+	(*ExplainedConnection)(nil),     // 41: presence.v1.ExplainedConnection
+	(*ExplainedClose)(nil),          // 42: presence.v1.ExplainedClose
+	(*ExplainedObservation)(nil),    // 43: presence.v1.ExplainedObservation
+	(*ExplainedFact)(nil),           // 44: presence.v1.ExplainedFact
+	(*ExplainedTransition)(nil),     // 45: presence.v1.ExplainedTransition
+	(*ExplainedNode)(nil),           // 46: presence.v1.ExplainedNode
+	(*ExplainedFeed)(nil),           // 47: presence.v1.ExplainedFeed
+	(*timestamppb.Timestamp)(nil),   // 48: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 49: google.protobuf.Duration
 }
 var file_presence_v1_presence_proto_depIdxs = []int32{
-	44, // 0: presence.v1.ListClientsRequest.since_from:type_name -> google.protobuf.Timestamp
-	44, // 1: presence.v1.ListClientsRequest.since_before:type_name -> google.protobuf.Timestamp
-	31, // 2: presence.v1.ListClientsResponse.clients:type_name -> presence.v1.Client
-	34, // 3: presence.v1.ListClientsResponse.freshness:type_name -> presence.v1.Freshness
-	44, // 4: presence.v1.ListSessionsRequest.at:type_name -> google.protobuf.Timestamp
-	4,  // 5: presence.v1.ListSessionsResponse.sessions:type_name -> presence.v1.Session
-	44, // 6: presence.v1.ListSessionsResponse.complete_since:type_name -> google.protobuf.Timestamp
-	5,  // 7: presence.v1.ListSessionsResponse.at:type_name -> presence.v1.StatusAt
-	34, // 8: presence.v1.ListSessionsResponse.freshness:type_name -> presence.v1.Freshness
-	44, // 9: presence.v1.Session.connected_at:type_name -> google.protobuf.Timestamp
-	44, // 10: presence.v1.Session.disconnected_at:type_name -> google.protobuf.Timestamp
-	44, // 11: presence.v1.StatusAt.time:type_name -> google.protobuf.Timestamp
-	44, // 12: presence.v1.DeleteClientResponse.as_of:type_name -> google.protobuf.Timestamp
-	44, // 13: presence.v1.DeleteClientResponse.events_gone_by:type_name -> google.protobuf.Timestamp
-	34, // 14: presence.v1.DeleteClientResponse.freshness:type_name -> presence.v1.Freshness
-	10, // 15: presence.v1.Stats.clients:type_name -> presence.v1.StatusCounts
-	11, // 16: presence.v1.Stats.nodes:type_name -> presence.v1.NodeCounts
-	13, // 17: presence.v1.Stats.usernames:type_name -> presence.v1.UsernameCount
-	12, // 18: presence.v1.Stats.clusters:type_name -> presence.v1.ClusterCounts
-	34, // 19: presence.v1.Stats.freshness:type_name -> presence.v1.Freshness
-	10, // 20: presence.v1.NodeCounts.clients:type_name -> presence.v1.StatusCounts
-	10, // 21: presence.v1.ClusterCounts.clients:type_name -> presence.v1.StatusCounts
-	16, // 22: presence.v1.ListNodesResponse.nodes:type_name -> presence.v1.Node
-	17, // 23: presence.v1.ListNodesResponse.feeds:type_name -> presence.v1.Feed
-	18, // 24: presence.v1.ListNodesResponse.gap:type_name -> presence.v1.Gap
-	34, // 25: presence.v1.ListNodesResponse.freshness:type_name -> presence.v1.Freshness
-	44, // 26: presence.v1.Node.started_at:type_name -> google.protobuf.Timestamp
-	44, // 27: presence.v1.Node.alive_at:type_name -> google.protobuf.Timestamp
-	44, // 28: presence.v1.Node.silent_at:type_name -> google.protobuf.Timestamp
-	44, // 29: presence.v1.Node.gone_at:type_name -> google.protobuf.Timestamp
-	10, // 30: presence.v1.Node.clients:type_name -> presence.v1.StatusCounts
-	44, // 31: presence.v1.Feed.alive_at:type_name -> google.protobuf.Timestamp
-	44, // 32: presence.v1.Gap.from:type_name -> google.protobuf.Timestamp
-	44, // 33: presence.v1.Gap.to:type_name -> google.protobuf.Timestamp
-	45, // 34: presence.v1.WatchClientsRequest.debounce:type_name -> google.protobuf.Duration
-	45, // 35: presence.v1.WatchClientsRequest.heartbeat:type_name -> google.protobuf.Duration
-	21, // 36: presence.v1.WatchClientsResponse.transition:type_name -> presence.v1.ClientTransition
-	31, // 37: presence.v1.WatchClientsResponse.client:type_name -> presence.v1.Client
-	22, // 38: presence.v1.WatchClientsResponse.skipped:type_name -> presence.v1.Skipped
-	34, // 39: presence.v1.WatchClientsResponse.freshness:type_name -> presence.v1.Freshness
-	44, // 40: presence.v1.ClientTransition.since:type_name -> google.protobuf.Timestamp
-	44, // 41: presence.v1.ClientTransition.connected_at:type_name -> google.protobuf.Timestamp
-	44, // 42: presence.v1.ClientTransition.time:type_name -> google.protobuf.Timestamp
-	25, // 43: presence.v1.CheckIndexesResponse.partitions:type_name -> presence.v1.IndexCheck
-	34, // 44: presence.v1.CheckIndexesResponse.freshness:type_name -> presence.v1.Freshness
-	34, // 45: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
-	31, // 46: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
-	34, // 47: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
-	44, // 48: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
-	32, // 49: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
-	33, // 50: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
-	34, // 51: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
-	44, // 52: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
-	44, // 53: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
-	44, // 54: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
-	44, // 55: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
-	37, // 56: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
-	39, // 57: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
-	40, // 58: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
-	41, // 59: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
-	42, // 60: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
-	43, // 61: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
-	34, // 62: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
-	44, // 63: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
-	38, // 64: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
-	38, // 65: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
-	44, // 66: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
-	44, // 67: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
-	44, // 68: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
-	44, // 69: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
-	44, // 70: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
-	44, // 71: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
-	44, // 72: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
-	44, // 73: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
-	44, // 74: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
-	44, // 75: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
-	44, // 76: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
-	44, // 77: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
-	44, // 78: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
-	44, // 79: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
-	44, // 80: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
-	26, // 81: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
-	28, // 82: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
-	29, // 83: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
-	35, // 84: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
-	0,  // 85: presence.v1.PresenceService.ListClients:input_type -> presence.v1.ListClientsRequest
-	2,  // 86: presence.v1.PresenceService.ListSessions:input_type -> presence.v1.ListSessionsRequest
-	6,  // 87: presence.v1.PresenceService.DeleteClient:input_type -> presence.v1.DeleteClientRequest
-	8,  // 88: presence.v1.PresenceService.GetStats:input_type -> presence.v1.GetStatsRequest
-	14, // 89: presence.v1.PresenceService.ListNodes:input_type -> presence.v1.ListNodesRequest
-	19, // 90: presence.v1.PresenceService.WatchClients:input_type -> presence.v1.WatchClientsRequest
-	23, // 91: presence.v1.PresenceService.CheckIndexes:input_type -> presence.v1.CheckIndexesRequest
-	27, // 92: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
-	31, // 93: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
-	30, // 94: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
-	36, // 95: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
-	1,  // 96: presence.v1.PresenceService.ListClients:output_type -> presence.v1.ListClientsResponse
-	3,  // 97: presence.v1.PresenceService.ListSessions:output_type -> presence.v1.ListSessionsResponse
-	7,  // 98: presence.v1.PresenceService.DeleteClient:output_type -> presence.v1.DeleteClientResponse
-	9,  // 99: presence.v1.PresenceService.GetStats:output_type -> presence.v1.Stats
-	15, // 100: presence.v1.PresenceService.ListNodes:output_type -> presence.v1.ListNodesResponse
-	20, // 101: presence.v1.PresenceService.WatchClients:output_type -> presence.v1.WatchClientsResponse
-	24, // 102: presence.v1.PresenceService.CheckIndexes:output_type -> presence.v1.CheckIndexesResponse
-	92, // [92:103] is the sub-list for method output_type
-	81, // [81:92] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	2,  // 0: presence.v1.CompareReplicasResponse.comparisons:type_name -> presence.v1.ReplicaComparison
+	3,  // 1: presence.v1.ReplicaComparison.first_difference:type_name -> presence.v1.ReplicaDifference
+	48, // 2: presence.v1.ListClientsRequest.since_from:type_name -> google.protobuf.Timestamp
+	48, // 3: presence.v1.ListClientsRequest.since_before:type_name -> google.protobuf.Timestamp
+	35, // 4: presence.v1.ListClientsResponse.clients:type_name -> presence.v1.Client
+	38, // 5: presence.v1.ListClientsResponse.freshness:type_name -> presence.v1.Freshness
+	48, // 6: presence.v1.ListSessionsRequest.at:type_name -> google.protobuf.Timestamp
+	8,  // 7: presence.v1.ListSessionsResponse.sessions:type_name -> presence.v1.Session
+	48, // 8: presence.v1.ListSessionsResponse.complete_since:type_name -> google.protobuf.Timestamp
+	9,  // 9: presence.v1.ListSessionsResponse.at:type_name -> presence.v1.StatusAt
+	38, // 10: presence.v1.ListSessionsResponse.freshness:type_name -> presence.v1.Freshness
+	48, // 11: presence.v1.Session.connected_at:type_name -> google.protobuf.Timestamp
+	48, // 12: presence.v1.Session.disconnected_at:type_name -> google.protobuf.Timestamp
+	48, // 13: presence.v1.StatusAt.time:type_name -> google.protobuf.Timestamp
+	48, // 14: presence.v1.DeleteClientResponse.as_of:type_name -> google.protobuf.Timestamp
+	48, // 15: presence.v1.DeleteClientResponse.events_gone_by:type_name -> google.protobuf.Timestamp
+	38, // 16: presence.v1.DeleteClientResponse.freshness:type_name -> presence.v1.Freshness
+	14, // 17: presence.v1.Stats.clients:type_name -> presence.v1.StatusCounts
+	15, // 18: presence.v1.Stats.nodes:type_name -> presence.v1.NodeCounts
+	17, // 19: presence.v1.Stats.usernames:type_name -> presence.v1.UsernameCount
+	16, // 20: presence.v1.Stats.clusters:type_name -> presence.v1.ClusterCounts
+	38, // 21: presence.v1.Stats.freshness:type_name -> presence.v1.Freshness
+	14, // 22: presence.v1.NodeCounts.clients:type_name -> presence.v1.StatusCounts
+	14, // 23: presence.v1.ClusterCounts.clients:type_name -> presence.v1.StatusCounts
+	20, // 24: presence.v1.ListNodesResponse.nodes:type_name -> presence.v1.Node
+	21, // 25: presence.v1.ListNodesResponse.feeds:type_name -> presence.v1.Feed
+	22, // 26: presence.v1.ListNodesResponse.gap:type_name -> presence.v1.Gap
+	38, // 27: presence.v1.ListNodesResponse.freshness:type_name -> presence.v1.Freshness
+	48, // 28: presence.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	48, // 29: presence.v1.Node.alive_at:type_name -> google.protobuf.Timestamp
+	48, // 30: presence.v1.Node.silent_at:type_name -> google.protobuf.Timestamp
+	48, // 31: presence.v1.Node.gone_at:type_name -> google.protobuf.Timestamp
+	14, // 32: presence.v1.Node.clients:type_name -> presence.v1.StatusCounts
+	48, // 33: presence.v1.Feed.alive_at:type_name -> google.protobuf.Timestamp
+	48, // 34: presence.v1.Gap.from:type_name -> google.protobuf.Timestamp
+	48, // 35: presence.v1.Gap.to:type_name -> google.protobuf.Timestamp
+	49, // 36: presence.v1.WatchClientsRequest.debounce:type_name -> google.protobuf.Duration
+	49, // 37: presence.v1.WatchClientsRequest.heartbeat:type_name -> google.protobuf.Duration
+	25, // 38: presence.v1.WatchClientsResponse.transition:type_name -> presence.v1.ClientTransition
+	35, // 39: presence.v1.WatchClientsResponse.client:type_name -> presence.v1.Client
+	26, // 40: presence.v1.WatchClientsResponse.skipped:type_name -> presence.v1.Skipped
+	38, // 41: presence.v1.WatchClientsResponse.freshness:type_name -> presence.v1.Freshness
+	48, // 42: presence.v1.ClientTransition.since:type_name -> google.protobuf.Timestamp
+	48, // 43: presence.v1.ClientTransition.connected_at:type_name -> google.protobuf.Timestamp
+	48, // 44: presence.v1.ClientTransition.time:type_name -> google.protobuf.Timestamp
+	29, // 45: presence.v1.CheckIndexesResponse.partitions:type_name -> presence.v1.IndexCheck
+	38, // 46: presence.v1.CheckIndexesResponse.freshness:type_name -> presence.v1.Freshness
+	38, // 47: presence.v1.GetStatusResponse.freshness:type_name -> presence.v1.Freshness
+	35, // 48: presence.v1.BatchGetClientsResponse.clients:type_name -> presence.v1.Client
+	38, // 49: presence.v1.BatchGetClientsResponse.freshness:type_name -> presence.v1.Freshness
+	48, // 50: presence.v1.Client.since:type_name -> google.protobuf.Timestamp
+	36, // 51: presence.v1.Client.connection:type_name -> presence.v1.ClientConnection
+	37, // 52: presence.v1.Client.last_transition:type_name -> presence.v1.Transition
+	38, // 53: presence.v1.Client.freshness:type_name -> presence.v1.Freshness
+	48, // 54: presence.v1.ClientConnection.connected_at:type_name -> google.protobuf.Timestamp
+	48, // 55: presence.v1.Transition.time:type_name -> google.protobuf.Timestamp
+	48, // 56: presence.v1.Freshness.applied_time:type_name -> google.protobuf.Timestamp
+	48, // 57: presence.v1.Explanation.since:type_name -> google.protobuf.Timestamp
+	41, // 58: presence.v1.Explanation.connections:type_name -> presence.v1.ExplainedConnection
+	43, // 59: presence.v1.Explanation.observations:type_name -> presence.v1.ExplainedObservation
+	44, // 60: presence.v1.Explanation.facts:type_name -> presence.v1.ExplainedFact
+	45, // 61: presence.v1.Explanation.transitions:type_name -> presence.v1.ExplainedTransition
+	46, // 62: presence.v1.Explanation.nodes:type_name -> presence.v1.ExplainedNode
+	47, // 63: presence.v1.Explanation.feed:type_name -> presence.v1.ExplainedFeed
+	38, // 64: presence.v1.Explanation.freshness:type_name -> presence.v1.Freshness
+	48, // 65: presence.v1.ExplainedConnection.connected_at:type_name -> google.protobuf.Timestamp
+	42, // 66: presence.v1.ExplainedConnection.end:type_name -> presence.v1.ExplainedClose
+	42, // 67: presence.v1.ExplainedConnection.held:type_name -> presence.v1.ExplainedClose
+	48, // 68: presence.v1.ExplainedClose.disconnected_at:type_name -> google.protobuf.Timestamp
+	48, // 69: presence.v1.ExplainedClose.received:type_name -> google.protobuf.Timestamp
+	48, // 70: presence.v1.ExplainedObservation.query_start:type_name -> google.protobuf.Timestamp
+	48, // 71: presence.v1.ExplainedObservation.query_end:type_name -> google.protobuf.Timestamp
+	48, // 72: presence.v1.ExplainedFact.time:type_name -> google.protobuf.Timestamp
+	48, // 73: presence.v1.ExplainedFact.received:type_name -> google.protobuf.Timestamp
+	48, // 74: presence.v1.ExplainedFact.connected_at:type_name -> google.protobuf.Timestamp
+	48, // 75: presence.v1.ExplainedFact.disconnected_at:type_name -> google.protobuf.Timestamp
+	48, // 76: presence.v1.ExplainedFact.query_start:type_name -> google.protobuf.Timestamp
+	48, // 77: presence.v1.ExplainedFact.query_end:type_name -> google.protobuf.Timestamp
+	48, // 78: presence.v1.ExplainedFact.as_of:type_name -> google.protobuf.Timestamp
+	48, // 79: presence.v1.ExplainedNode.started_at:type_name -> google.protobuf.Timestamp
+	48, // 80: presence.v1.ExplainedNode.alive_at:type_name -> google.protobuf.Timestamp
+	48, // 81: presence.v1.ExplainedFeed.gap_from:type_name -> google.protobuf.Timestamp
+	48, // 82: presence.v1.ExplainedFeed.gap_to:type_name -> google.protobuf.Timestamp
+	30, // 83: presence.v1.PresenceService.GetStatus:input_type -> presence.v1.GetStatusRequest
+	32, // 84: presence.v1.PresenceService.GetClient:input_type -> presence.v1.GetClientRequest
+	33, // 85: presence.v1.PresenceService.BatchGetClients:input_type -> presence.v1.BatchGetClientsRequest
+	39, // 86: presence.v1.PresenceService.ExplainClient:input_type -> presence.v1.ExplainClientRequest
+	4,  // 87: presence.v1.PresenceService.ListClients:input_type -> presence.v1.ListClientsRequest
+	6,  // 88: presence.v1.PresenceService.ListSessions:input_type -> presence.v1.ListSessionsRequest
+	10, // 89: presence.v1.PresenceService.DeleteClient:input_type -> presence.v1.DeleteClientRequest
+	12, // 90: presence.v1.PresenceService.GetStats:input_type -> presence.v1.GetStatsRequest
+	18, // 91: presence.v1.PresenceService.ListNodes:input_type -> presence.v1.ListNodesRequest
+	23, // 92: presence.v1.PresenceService.WatchClients:input_type -> presence.v1.WatchClientsRequest
+	27, // 93: presence.v1.PresenceService.CheckIndexes:input_type -> presence.v1.CheckIndexesRequest
+	0,  // 94: presence.v1.PresenceService.CompareReplicas:input_type -> presence.v1.CompareReplicasRequest
+	31, // 95: presence.v1.PresenceService.GetStatus:output_type -> presence.v1.GetStatusResponse
+	35, // 96: presence.v1.PresenceService.GetClient:output_type -> presence.v1.Client
+	34, // 97: presence.v1.PresenceService.BatchGetClients:output_type -> presence.v1.BatchGetClientsResponse
+	40, // 98: presence.v1.PresenceService.ExplainClient:output_type -> presence.v1.Explanation
+	5,  // 99: presence.v1.PresenceService.ListClients:output_type -> presence.v1.ListClientsResponse
+	7,  // 100: presence.v1.PresenceService.ListSessions:output_type -> presence.v1.ListSessionsResponse
+	11, // 101: presence.v1.PresenceService.DeleteClient:output_type -> presence.v1.DeleteClientResponse
+	13, // 102: presence.v1.PresenceService.GetStats:output_type -> presence.v1.Stats
+	19, // 103: presence.v1.PresenceService.ListNodes:output_type -> presence.v1.ListNodesResponse
+	24, // 104: presence.v1.PresenceService.WatchClients:output_type -> presence.v1.WatchClientsResponse
+	28, // 105: presence.v1.PresenceService.CheckIndexes:output_type -> presence.v1.CheckIndexesResponse
+	1,  // 106: presence.v1.PresenceService.CompareReplicas:output_type -> presence.v1.CompareReplicasResponse
+	95, // [95:107] is the sub-list for method output_type
+	83, // [83:95] is the sub-list for method input_type
+	83, // [83:83] is the sub-list for extension type_name
+	83, // [83:83] is the sub-list for extension extendee
+	0,  // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_presence_proto_init() }
@@ -4438,23 +4783,23 @@ func file_presence_v1_presence_proto_init() {
 	if File_presence_v1_presence_proto != nil {
 		return
 	}
-	file_presence_v1_presence_proto_msgTypes[1].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[2].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[5].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[28].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[31].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[6].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[9].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[32].OneofWrappers = []any{}
-	file_presence_v1_presence_proto_msgTypes[34].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[35].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[36].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[38].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[39].OneofWrappers = []any{}
 	file_presence_v1_presence_proto_msgTypes[40].OneofWrappers = []any{}
+	file_presence_v1_presence_proto_msgTypes[44].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_presence_v1_presence_proto_rawDesc), len(file_presence_v1_presence_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

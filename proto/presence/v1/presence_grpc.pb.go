@@ -30,6 +30,7 @@ const (
 	PresenceService_ListNodes_FullMethodName       = "/presence.v1.PresenceService/ListNodes"
 	PresenceService_WatchClients_FullMethodName    = "/presence.v1.PresenceService/WatchClients"
 	PresenceService_CheckIndexes_FullMethodName    = "/presence.v1.PresenceService/CheckIndexes"
+	PresenceService_CompareReplicas_FullMethodName = "/presence.v1.PresenceService/CompareReplicas"
 )
 
 // PresenceServiceClient is the client API for PresenceService service.
@@ -66,6 +67,9 @@ type PresenceServiceClient interface {
 	WatchClients(ctx context.Context, in *WatchClientsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchClientsResponse], error)
 	// CheckIndexes compares indexes and counters with a scan of all rows, and repairs them if asked to. Needs the permission admin.
 	CheckIndexes(ctx context.Context, in *CheckIndexesRequest, opts ...grpc.CallOption) (*CheckIndexesResponse, error)
+	// CompareReplicas compares the states of all replicas, partition by partition, each pair at one offset of client-events, while both go on.
+	// FAILED_PRECONDITION if the service knows one replica only. Needs the permission admin.
+	CompareReplicas(ctx context.Context, in *CompareReplicasRequest, opts ...grpc.CallOption) (*CompareReplicasResponse, error)
 }
 
 type presenceServiceClient struct {
@@ -195,6 +199,16 @@ func (c *presenceServiceClient) CheckIndexes(ctx context.Context, in *CheckIndex
 	return out, nil
 }
 
+func (c *presenceServiceClient) CompareReplicas(ctx context.Context, in *CompareReplicasRequest, opts ...grpc.CallOption) (*CompareReplicasResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CompareReplicasResponse)
+	err := c.cc.Invoke(ctx, PresenceService_CompareReplicas_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PresenceServiceServer is the server API for PresenceService service.
 // All implementations must embed UnimplementedPresenceServiceServer
 // for forward compatibility.
@@ -229,6 +243,9 @@ type PresenceServiceServer interface {
 	WatchClients(*WatchClientsRequest, grpc.ServerStreamingServer[WatchClientsResponse]) error
 	// CheckIndexes compares indexes and counters with a scan of all rows, and repairs them if asked to. Needs the permission admin.
 	CheckIndexes(context.Context, *CheckIndexesRequest) (*CheckIndexesResponse, error)
+	// CompareReplicas compares the states of all replicas, partition by partition, each pair at one offset of client-events, while both go on.
+	// FAILED_PRECONDITION if the service knows one replica only. Needs the permission admin.
+	CompareReplicas(context.Context, *CompareReplicasRequest) (*CompareReplicasResponse, error)
 	mustEmbedUnimplementedPresenceServiceServer()
 }
 
@@ -271,6 +288,9 @@ func (UnimplementedPresenceServiceServer) WatchClients(*WatchClientsRequest, grp
 }
 func (UnimplementedPresenceServiceServer) CheckIndexes(context.Context, *CheckIndexesRequest) (*CheckIndexesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CheckIndexes not implemented")
+}
+func (UnimplementedPresenceServiceServer) CompareReplicas(context.Context, *CompareReplicasRequest) (*CompareReplicasResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CompareReplicas not implemented")
 }
 func (UnimplementedPresenceServiceServer) mustEmbedUnimplementedPresenceServiceServer() {}
 func (UnimplementedPresenceServiceServer) testEmbeddedByValue()                         {}
@@ -484,6 +504,24 @@ func _PresenceService_CheckIndexes_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PresenceService_CompareReplicas_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompareReplicasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PresenceServiceServer).CompareReplicas(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PresenceService_CompareReplicas_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PresenceServiceServer).CompareReplicas(ctx, req.(*CompareReplicasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PresenceService_ServiceDesc is the grpc.ServiceDesc for PresenceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -530,6 +568,10 @@ var PresenceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CheckIndexes",
 			Handler:    _PresenceService_CheckIndexes_Handler,
+		},
+		{
+			MethodName: "CompareReplicas",
+			Handler:    _PresenceService_CompareReplicas_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

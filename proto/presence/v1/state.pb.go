@@ -21,6 +21,493 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type DigestStatesRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Partition int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// The states with all facts below this client-events offset, and none from it on; absent: as they are.
+	Offset *int64 `protobuf:"varint,2,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
+	// Only keys after this one; empty: from the first on. A key is that of the client's Kafka records.
+	After []byte `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	// Only keys up to this one; empty: to the last.
+	Until []byte `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	// A block for each client.
+	Each          bool `protobuf:"varint,5,opt,name=each,proto3" json:"each,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestStatesRequest) Reset() {
+	*x = DigestStatesRequest{}
+	mi := &file_presence_v1_state_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestStatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestStatesRequest) ProtoMessage() {}
+
+func (x *DigestStatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestStatesRequest.ProtoReflect.Descriptor instead.
+func (*DigestStatesRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DigestStatesRequest) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DigestStatesRequest) GetOffset() int64 {
+	if x != nil && x.Offset != nil {
+		return *x.Offset
+	}
+	return 0
+}
+
+func (x *DigestStatesRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *DigestStatesRequest) GetUntil() []byte {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *DigestStatesRequest) GetEach() bool {
+	if x != nil {
+		return x.Each
+	}
+	return false
+}
+
+type DigestStatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Head          *DigestHead            `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	Blocks        []*DigestBlock         `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestStatesResponse) Reset() {
+	*x = DigestStatesResponse{}
+	mi := &file_presence_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestStatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestStatesResponse) ProtoMessage() {}
+
+func (x *DigestStatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestStatesResponse.ProtoReflect.Descriptor instead.
+func (*DigestStatesResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DigestStatesResponse) GetHead() *DigestHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *DigestStatesResponse) GetBlocks() []*DigestBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type DigestHead struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next client-events offset to be applied, for the states digested.
+	Offset int64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Of client-events.
+	PartitionCount int32 `protobuf:"varint,2,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DigestHead) Reset() {
+	*x = DigestHead{}
+	mi := &file_presence_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestHead) ProtoMessage() {}
+
+func (x *DigestHead) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestHead.ProtoReflect.Descriptor instead.
+func (*DigestHead) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DigestHead) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DigestHead) GetPartitionCount() int32 {
+	if x != nil {
+		return x.PartitionCount
+	}
+	return 0
+}
+
+type DigestBlock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Key of the last client in it.
+	Last    []byte `protobuf:"bytes,1,opt,name=last,proto3" json:"last,omitempty"`
+	Clients int64  `protobuf:"varint,2,opt,name=clients,proto3" json:"clients,omitempty"`
+	// SHA-256 over keys and states, cut to 16 bytes.
+	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestBlock) Reset() {
+	*x = DigestBlock{}
+	mi := &file_presence_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestBlock) ProtoMessage() {}
+
+func (x *DigestBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestBlock.ProtoReflect.Descriptor instead.
+func (*DigestBlock) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DigestBlock) GetLast() []byte {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *DigestBlock) GetClients() int64 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *DigestBlock) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_presence_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Head          *BackupHead            `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	File          *BackupFile            `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_presence_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BackupResponse) GetHead() *BackupHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetFile() *BackupFile {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type BackupHead struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kafka's cluster ID, and the topic ID and partition count of client-events: where the store may be used.
+	KafkaCluster   string `protobuf:"bytes,1,opt,name=kafka_cluster,json=kafkaCluster,proto3" json:"kafka_cluster,omitempty"`
+	TopicId        []byte `protobuf:"bytes,2,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
+	PartitionCount int32  `protobuf:"varint,3,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
+	// Next client-events offset of each partition in it.
+	Offsets map[int32]int64 `protobuf:"bytes,4,rep,name=offsets,proto3" json:"offsets,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// When it was taken.
+	TakenMs int64 `protobuf:"varint,5,opt,name=taken_ms,json=takenMs,proto3" json:"taken_ms,omitempty"`
+	// Replica that it was taken of.
+	Replica       string `protobuf:"bytes,6,opt,name=replica,proto3" json:"replica,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupHead) Reset() {
+	*x = BackupHead{}
+	mi := &file_presence_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupHead) ProtoMessage() {}
+
+func (x *BackupHead) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupHead.ProtoReflect.Descriptor instead.
+func (*BackupHead) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *BackupHead) GetKafkaCluster() string {
+	if x != nil {
+		return x.KafkaCluster
+	}
+	return ""
+}
+
+func (x *BackupHead) GetTopicId() []byte {
+	if x != nil {
+		return x.TopicId
+	}
+	return nil
+}
+
+func (x *BackupHead) GetPartitionCount() int32 {
+	if x != nil {
+		return x.PartitionCount
+	}
+	return 0
+}
+
+func (x *BackupHead) GetOffsets() map[int32]int64 {
+	if x != nil {
+		return x.Offsets
+	}
+	return nil
+}
+
+func (x *BackupHead) GetTakenMs() int64 {
+	if x != nil {
+		return x.TakenMs
+	}
+	return 0
+}
+
+func (x *BackupHead) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+// BackupFile is a part of a file; the parts of one file follow one another.
+type BackupFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Relative to data-dir, with slashes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Set in the file's last part: SHA-256 of the whole file.
+	Sha256        []byte `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupFile) Reset() {
+	*x = BackupFile{}
+	mi := &file_presence_v1_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupFile) ProtoMessage() {}
+
+func (x *BackupFile) ProtoReflect() protoreflect.Message {
+	mi := &file_presence_v1_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupFile.ProtoReflect.Descriptor instead.
+func (*BackupFile) Descriptor() ([]byte, []int) {
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BackupFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BackupFile) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *BackupFile) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 // Position is a place in a list: that of the client it names. Lists are ordered by client ID, byte for byte; those with a bound of since by
 // since and then by client ID.
 type Position struct {
@@ -34,7 +521,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_presence_v1_state_proto_msgTypes[0]
+	mi := &file_presence_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +533,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[0]
+	mi := &file_presence_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +546,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Position) GetSinceMs() int64 {
@@ -101,7 +588,7 @@ type ListStatesRequest struct {
 
 func (x *ListStatesRequest) Reset() {
 	*x = ListStatesRequest{}
-	mi := &file_presence_v1_state_proto_msgTypes[1]
+	mi := &file_presence_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -113,7 +600,7 @@ func (x *ListStatesRequest) String() string {
 func (*ListStatesRequest) ProtoMessage() {}
 
 func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[1]
+	mi := &file_presence_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -126,7 +613,7 @@ func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesRequest.ProtoReflect.Descriptor instead.
 func (*ListStatesRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListStatesRequest) GetCluster() string {
@@ -229,7 +716,7 @@ type ListStatesResponse struct {
 
 func (x *ListStatesResponse) Reset() {
 	*x = ListStatesResponse{}
-	mi := &file_presence_v1_state_proto_msgTypes[2]
+	mi := &file_presence_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -241,7 +728,7 @@ func (x *ListStatesResponse) String() string {
 func (*ListStatesResponse) ProtoMessage() {}
 
 func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[2]
+	mi := &file_presence_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -254,7 +741,7 @@ func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesResponse.ProtoReflect.Descriptor instead.
 func (*ListStatesResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListStatesResponse) GetEntries() []*StateEntry {
@@ -324,7 +811,7 @@ type GetCountsRequest struct {
 
 func (x *GetCountsRequest) Reset() {
 	*x = GetCountsRequest{}
-	mi := &file_presence_v1_state_proto_msgTypes[3]
+	mi := &file_presence_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +823,7 @@ func (x *GetCountsRequest) String() string {
 func (*GetCountsRequest) ProtoMessage() {}
 
 func (x *GetCountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[3]
+	mi := &file_presence_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +836,7 @@ func (x *GetCountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCountsRequest.ProtoReflect.Descriptor instead.
 func (*GetCountsRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetCountsRequest) GetCluster() string {
@@ -383,7 +870,7 @@ type GetCountsResponse struct {
 
 func (x *GetCountsResponse) Reset() {
 	*x = GetCountsResponse{}
-	mi := &file_presence_v1_state_proto_msgTypes[4]
+	mi := &file_presence_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +882,7 @@ func (x *GetCountsResponse) String() string {
 func (*GetCountsResponse) ProtoMessage() {}
 
 func (x *GetCountsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[4]
+	mi := &file_presence_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +895,7 @@ func (x *GetCountsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCountsResponse.ProtoReflect.Descriptor instead.
 func (*GetCountsResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetCountsResponse) GetCounts() []*StateCount {
@@ -474,7 +961,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_presence_v1_state_proto_msgTypes[5]
+	mi := &file_presence_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +973,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[5]
+	mi := &file_presence_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +986,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StateCount) GetCluster() string {
@@ -544,7 +1031,7 @@ type ListUsernamesRequest struct {
 
 func (x *ListUsernamesRequest) Reset() {
 	*x = ListUsernamesRequest{}
-	mi := &file_presence_v1_state_proto_msgTypes[6]
+	mi := &file_presence_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +1043,7 @@ func (x *ListUsernamesRequest) String() string {
 func (*ListUsernamesRequest) ProtoMessage() {}
 
 func (x *ListUsernamesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[6]
+	mi := &file_presence_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,7 +1056,7 @@ func (x *ListUsernamesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsernamesRequest.ProtoReflect.Descriptor instead.
 func (*ListUsernamesRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListUsernamesRequest) GetCluster() string {
@@ -617,7 +1104,7 @@ type ListUsernamesResponse struct {
 
 func (x *ListUsernamesResponse) Reset() {
 	*x = ListUsernamesResponse{}
-	mi := &file_presence_v1_state_proto_msgTypes[7]
+	mi := &file_presence_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +1116,7 @@ func (x *ListUsernamesResponse) String() string {
 func (*ListUsernamesResponse) ProtoMessage() {}
 
 func (x *ListUsernamesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[7]
+	mi := &file_presence_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +1129,7 @@ func (x *ListUsernamesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsernamesResponse.ProtoReflect.Descriptor instead.
 func (*ListUsernamesResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListUsernamesResponse) GetUsernames() []*StateUsername {
@@ -704,7 +1191,7 @@ type StateUsername struct {
 
 func (x *StateUsername) Reset() {
 	*x = StateUsername{}
-	mi := &file_presence_v1_state_proto_msgTypes[8]
+	mi := &file_presence_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1203,7 @@ func (x *StateUsername) String() string {
 func (*StateUsername) ProtoMessage() {}
 
 func (x *StateUsername) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[8]
+	mi := &file_presence_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1216,7 @@ func (x *StateUsername) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateUsername.ProtoReflect.Descriptor instead.
 func (*StateUsername) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StateUsername) GetUsername() string {
@@ -758,7 +1245,7 @@ type CheckStoreRequest struct {
 
 func (x *CheckStoreRequest) Reset() {
 	*x = CheckStoreRequest{}
-	mi := &file_presence_v1_state_proto_msgTypes[9]
+	mi := &file_presence_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +1257,7 @@ func (x *CheckStoreRequest) String() string {
 func (*CheckStoreRequest) ProtoMessage() {}
 
 func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[9]
+	mi := &file_presence_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +1270,7 @@ func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
 func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CheckStoreRequest) GetPartitions() []int32 {
@@ -811,7 +1298,7 @@ type CheckStoreResponse struct {
 
 func (x *CheckStoreResponse) Reset() {
 	*x = CheckStoreResponse{}
-	mi := &file_presence_v1_state_proto_msgTypes[10]
+	mi := &file_presence_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1310,7 @@ func (x *CheckStoreResponse) String() string {
 func (*CheckStoreResponse) ProtoMessage() {}
 
 func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[10]
+	mi := &file_presence_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1323,7 @@ func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
 func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckStoreResponse) GetChecks() []*StoreCheck {
@@ -875,7 +1362,7 @@ type StoreCheck struct {
 
 func (x *StoreCheck) Reset() {
 	*x = StoreCheck{}
-	mi := &file_presence_v1_state_proto_msgTypes[11]
+	mi := &file_presence_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1374,7 @@ func (x *StoreCheck) String() string {
 func (*StoreCheck) ProtoMessage() {}
 
 func (x *StoreCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[11]
+	mi := &file_presence_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1387,7 @@ func (x *StoreCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreCheck.ProtoReflect.Descriptor instead.
 func (*StoreCheck) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StoreCheck) GetPartition() int32 {
@@ -958,7 +1445,7 @@ type History struct {
 
 func (x *History) Reset() {
 	*x = History{}
-	mi := &file_presence_v1_state_proto_msgTypes[12]
+	mi := &file_presence_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1457,7 @@ func (x *History) String() string {
 func (*History) ProtoMessage() {}
 
 func (x *History) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[12]
+	mi := &file_presence_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1470,7 @@ func (x *History) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use History.ProtoReflect.Descriptor instead.
 func (*History) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *History) GetSessions() []*HistorySession {
@@ -1019,7 +1506,7 @@ type HistorySession struct {
 
 func (x *HistorySession) Reset() {
 	*x = HistorySession{}
-	mi := &file_presence_v1_state_proto_msgTypes[13]
+	mi := &file_presence_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1518,7 @@ func (x *HistorySession) String() string {
 func (*HistorySession) ProtoMessage() {}
 
 func (x *HistorySession) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[13]
+	mi := &file_presence_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1531,7 @@ func (x *HistorySession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistorySession.ProtoReflect.Descriptor instead.
 func (*HistorySession) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HistorySession) GetNode() string {
@@ -1108,7 +1595,7 @@ type StateKey struct {
 
 func (x *StateKey) Reset() {
 	*x = StateKey{}
-	mi := &file_presence_v1_state_proto_msgTypes[14]
+	mi := &file_presence_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1607,7 @@ func (x *StateKey) String() string {
 func (*StateKey) ProtoMessage() {}
 
 func (x *StateKey) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[14]
+	mi := &file_presence_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1620,7 @@ func (x *StateKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateKey.ProtoReflect.Descriptor instead.
 func (*StateKey) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StateKey) GetClientId() string {
@@ -1164,7 +1651,7 @@ type GetStatesRequest struct {
 
 func (x *GetStatesRequest) Reset() {
 	*x = GetStatesRequest{}
-	mi := &file_presence_v1_state_proto_msgTypes[15]
+	mi := &file_presence_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1663,7 @@ func (x *GetStatesRequest) String() string {
 func (*GetStatesRequest) ProtoMessage() {}
 
 func (x *GetStatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[15]
+	mi := &file_presence_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1676,7 @@ func (x *GetStatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatesRequest.ProtoReflect.Descriptor instead.
 func (*GetStatesRequest) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetStatesRequest) GetCluster() string {
@@ -1235,7 +1722,7 @@ type GetStatesResponse struct {
 
 func (x *GetStatesResponse) Reset() {
 	*x = GetStatesResponse{}
-	mi := &file_presence_v1_state_proto_msgTypes[16]
+	mi := &file_presence_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1734,7 @@ func (x *GetStatesResponse) String() string {
 func (*GetStatesResponse) ProtoMessage() {}
 
 func (x *GetStatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[16]
+	mi := &file_presence_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1747,7 @@ func (x *GetStatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatesResponse.ProtoReflect.Descriptor instead.
 func (*GetStatesResponse) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetStatesResponse) GetEntries() []*StateEntry {
@@ -1327,7 +1814,7 @@ type StateEntry struct {
 
 func (x *StateEntry) Reset() {
 	*x = StateEntry{}
-	mi := &file_presence_v1_state_proto_msgTypes[17]
+	mi := &file_presence_v1_state_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1826,7 @@ func (x *StateEntry) String() string {
 func (*StateEntry) ProtoMessage() {}
 
 func (x *StateEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[17]
+	mi := &file_presence_v1_state_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1839,7 @@ func (x *StateEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEntry.ProtoReflect.Descriptor instead.
 func (*StateEntry) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StateEntry) GetIndex() uint32 {
@@ -1516,7 +2003,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_presence_v1_state_proto_msgTypes[18]
+	mi := &file_presence_v1_state_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +2015,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[18]
+	mi := &file_presence_v1_state_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +2028,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Evidence) GetState() []byte {
@@ -1615,7 +2102,7 @@ type EvidenceFact struct {
 
 func (x *EvidenceFact) Reset() {
 	*x = EvidenceFact{}
-	mi := &file_presence_v1_state_proto_msgTypes[19]
+	mi := &file_presence_v1_state_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +2114,7 @@ func (x *EvidenceFact) String() string {
 func (*EvidenceFact) ProtoMessage() {}
 
 func (x *EvidenceFact) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[19]
+	mi := &file_presence_v1_state_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +2127,7 @@ func (x *EvidenceFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceFact.ProtoReflect.Descriptor instead.
 func (*EvidenceFact) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EvidenceFact) GetOffset() int64 {
@@ -1792,7 +2279,7 @@ type EvidenceTransition struct {
 
 func (x *EvidenceTransition) Reset() {
 	*x = EvidenceTransition{}
-	mi := &file_presence_v1_state_proto_msgTypes[20]
+	mi := &file_presence_v1_state_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2291,7 @@ func (x *EvidenceTransition) String() string {
 func (*EvidenceTransition) ProtoMessage() {}
 
 func (x *EvidenceTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[20]
+	mi := &file_presence_v1_state_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2304,7 @@ func (x *EvidenceTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceTransition.ProtoReflect.Descriptor instead.
 func (*EvidenceTransition) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EvidenceTransition) GetStatus() string {
@@ -1886,7 +2373,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_presence_v1_state_proto_msgTypes[21]
+	mi := &file_presence_v1_state_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2385,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[21]
+	mi := &file_presence_v1_state_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2398,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Connection) GetKey() string {
@@ -2001,7 +2488,7 @@ type PartitionFreshness struct {
 
 func (x *PartitionFreshness) Reset() {
 	*x = PartitionFreshness{}
-	mi := &file_presence_v1_state_proto_msgTypes[22]
+	mi := &file_presence_v1_state_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2500,7 @@ func (x *PartitionFreshness) String() string {
 func (*PartitionFreshness) ProtoMessage() {}
 
 func (x *PartitionFreshness) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[22]
+	mi := &file_presence_v1_state_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2513,7 @@ func (x *PartitionFreshness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartitionFreshness.ProtoReflect.Descriptor instead.
 func (*PartitionFreshness) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PartitionFreshness) GetPartition() int32 {
@@ -2107,7 +2594,7 @@ type ClusterHealth struct {
 
 func (x *ClusterHealth) Reset() {
 	*x = ClusterHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[23]
+	mi := &file_presence_v1_state_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2606,7 @@ func (x *ClusterHealth) String() string {
 func (*ClusterHealth) ProtoMessage() {}
 
 func (x *ClusterHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[23]
+	mi := &file_presence_v1_state_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2619,7 @@ func (x *ClusterHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterHealth.ProtoReflect.Descriptor instead.
 func (*ClusterHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{23}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ClusterHealth) GetNodes() []*NodeHealth {
@@ -2179,7 +2666,7 @@ type NodeHealth struct {
 
 func (x *NodeHealth) Reset() {
 	*x = NodeHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[24]
+	mi := &file_presence_v1_state_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2678,7 @@ func (x *NodeHealth) String() string {
 func (*NodeHealth) ProtoMessage() {}
 
 func (x *NodeHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[24]
+	mi := &file_presence_v1_state_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2691,7 @@ func (x *NodeHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHealth.ProtoReflect.Descriptor instead.
 func (*NodeHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{24}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *NodeHealth) GetNode() string {
@@ -2277,7 +2764,7 @@ type FeedHealth struct {
 
 func (x *FeedHealth) Reset() {
 	*x = FeedHealth{}
-	mi := &file_presence_v1_state_proto_msgTypes[25]
+	mi := &file_presence_v1_state_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2776,7 @@ func (x *FeedHealth) String() string {
 func (*FeedHealth) ProtoMessage() {}
 
 func (x *FeedHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[25]
+	mi := &file_presence_v1_state_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2789,7 @@ func (x *FeedHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedHealth.ProtoReflect.Descriptor instead.
 func (*FeedHealth) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{25}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FeedHealth) GetBridge() string {
@@ -2386,7 +2873,7 @@ type FeedGap struct {
 
 func (x *FeedGap) Reset() {
 	*x = FeedGap{}
-	mi := &file_presence_v1_state_proto_msgTypes[26]
+	mi := &file_presence_v1_state_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2885,7 @@ func (x *FeedGap) String() string {
 func (*FeedGap) ProtoMessage() {}
 
 func (x *FeedGap) ProtoReflect() protoreflect.Message {
-	mi := &file_presence_v1_state_proto_msgTypes[26]
+	mi := &file_presence_v1_state_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2898,7 @@ func (x *FeedGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedGap.ProtoReflect.Descriptor instead.
 func (*FeedGap) Descriptor() ([]byte, []int) {
-	return file_presence_v1_state_proto_rawDescGZIP(), []int{26}
+	return file_presence_v1_state_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FeedGap) GetFromMs() int64 {
@@ -2432,7 +2919,45 @@ var File_presence_v1_state_proto protoreflect.FileDescriptor
 
 const file_presence_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17presence/v1/state.proto\x12\vpresence.v1\"B\n" +
+	"\x17presence/v1/state.proto\x12\vpresence.v1\"\x9b\x01\n" +
+	"\x13DigestStatesRequest\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x1b\n" +
+	"\x06offset\x18\x02 \x01(\x03H\x00R\x06offset\x88\x01\x01\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\fR\x05after\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\fR\x05until\x12\x12\n" +
+	"\x04each\x18\x05 \x01(\bR\x04eachB\t\n" +
+	"\a_offset\"u\n" +
+	"\x14DigestStatesResponse\x12+\n" +
+	"\x04head\x18\x01 \x01(\v2\x17.presence.v1.DigestHeadR\x04head\x120\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x18.presence.v1.DigestBlockR\x06blocks\"M\n" +
+	"\n" +
+	"DigestHead\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12'\n" +
+	"\x0fpartition_count\x18\x02 \x01(\x05R\x0epartitionCount\"S\n" +
+	"\vDigestBlock\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\fR\x04last\x12\x18\n" +
+	"\aclients\x18\x02 \x01(\x03R\aclients\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"\x0f\n" +
+	"\rBackupRequest\"j\n" +
+	"\x0eBackupResponse\x12+\n" +
+	"\x04head\x18\x01 \x01(\v2\x17.presence.v1.BackupHeadR\x04head\x12+\n" +
+	"\x04file\x18\x02 \x01(\v2\x17.presence.v1.BackupFileR\x04file\"\xa6\x02\n" +
+	"\n" +
+	"BackupHead\x12#\n" +
+	"\rkafka_cluster\x18\x01 \x01(\tR\fkafkaCluster\x12\x19\n" +
+	"\btopic_id\x18\x02 \x01(\fR\atopicId\x12'\n" +
+	"\x0fpartition_count\x18\x03 \x01(\x05R\x0epartitionCount\x12>\n" +
+	"\aoffsets\x18\x04 \x03(\v2$.presence.v1.BackupHead.OffsetsEntryR\aoffsets\x12\x19\n" +
+	"\btaken_ms\x18\x05 \x01(\x03R\atakenMs\x12\x18\n" +
+	"\areplica\x18\x06 \x01(\tR\areplica\x1a:\n" +
+	"\fOffsetsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"L\n" +
+	"\n" +
+	"BackupFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"B\n" +
 	"\bPosition\x12\x19\n" +
 	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\"\x94\x03\n" +
@@ -2682,7 +3207,7 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	" \x01(\x03R\x0fcompleteSinceMs\"7\n" +
 	"\aFeedGap\x12\x17\n" +
 	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +
-	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs2\x9c\x03\n" +
+	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs2\xb8\x04\n" +
 	"\fStateService\x12J\n" +
 	"\tGetStates\x12\x1d.presence.v1.GetStatesRequest\x1a\x1e.presence.v1.GetStatesResponse\x12M\n" +
 	"\n" +
@@ -2690,7 +3215,9 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\tGetCounts\x12\x1d.presence.v1.GetCountsRequest\x1a\x1e.presence.v1.GetCountsResponse\x12V\n" +
 	"\rListUsernames\x12!.presence.v1.ListUsernamesRequest\x1a\".presence.v1.ListUsernamesResponse\x12M\n" +
 	"\n" +
-	"CheckStore\x12\x1e.presence.v1.CheckStoreRequest\x1a\x1f.presence.v1.CheckStoreResponseB@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
+	"CheckStore\x12\x1e.presence.v1.CheckStoreRequest\x1a\x1f.presence.v1.CheckStoreResponse\x12U\n" +
+	"\fDigestStates\x12 .presence.v1.DigestStatesRequest\x1a!.presence.v1.DigestStatesResponse0\x01\x12C\n" +
+	"\x06Backup\x12\x1a.presence.v1.BackupRequest\x1a\x1b.presence.v1.BackupResponse0\x01B@Z>github.com/mqtt-presence/presence/proto/presence/v1;presencev1b\x06proto3"
 
 var (
 	file_presence_v1_state_proto_rawDescOnce sync.Once
@@ -2704,79 +3231,97 @@ func file_presence_v1_state_proto_rawDescGZIP() []byte {
 	return file_presence_v1_state_proto_rawDescData
 }
 
-var file_presence_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_presence_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_presence_v1_state_proto_goTypes = []any{
-	(*Position)(nil),              // 0: presence.v1.Position
-	(*ListStatesRequest)(nil),     // 1: presence.v1.ListStatesRequest
-	(*ListStatesResponse)(nil),    // 2: presence.v1.ListStatesResponse
-	(*GetCountsRequest)(nil),      // 3: presence.v1.GetCountsRequest
-	(*GetCountsResponse)(nil),     // 4: presence.v1.GetCountsResponse
-	(*StateCount)(nil),            // 5: presence.v1.StateCount
-	(*ListUsernamesRequest)(nil),  // 6: presence.v1.ListUsernamesRequest
-	(*ListUsernamesResponse)(nil), // 7: presence.v1.ListUsernamesResponse
-	(*StateUsername)(nil),         // 8: presence.v1.StateUsername
-	(*CheckStoreRequest)(nil),     // 9: presence.v1.CheckStoreRequest
-	(*CheckStoreResponse)(nil),    // 10: presence.v1.CheckStoreResponse
-	(*StoreCheck)(nil),            // 11: presence.v1.StoreCheck
-	(*History)(nil),               // 12: presence.v1.History
-	(*HistorySession)(nil),        // 13: presence.v1.HistorySession
-	(*StateKey)(nil),              // 14: presence.v1.StateKey
-	(*GetStatesRequest)(nil),      // 15: presence.v1.GetStatesRequest
-	(*GetStatesResponse)(nil),     // 16: presence.v1.GetStatesResponse
-	(*StateEntry)(nil),            // 17: presence.v1.StateEntry
-	(*Evidence)(nil),              // 18: presence.v1.Evidence
-	(*EvidenceFact)(nil),          // 19: presence.v1.EvidenceFact
-	(*EvidenceTransition)(nil),    // 20: presence.v1.EvidenceTransition
-	(*Connection)(nil),            // 21: presence.v1.Connection
-	(*PartitionFreshness)(nil),    // 22: presence.v1.PartitionFreshness
-	(*ClusterHealth)(nil),         // 23: presence.v1.ClusterHealth
-	(*NodeHealth)(nil),            // 24: presence.v1.NodeHealth
-	(*FeedHealth)(nil),            // 25: presence.v1.FeedHealth
-	(*FeedGap)(nil),               // 26: presence.v1.FeedGap
+	(*DigestStatesRequest)(nil),   // 0: presence.v1.DigestStatesRequest
+	(*DigestStatesResponse)(nil),  // 1: presence.v1.DigestStatesResponse
+	(*DigestHead)(nil),            // 2: presence.v1.DigestHead
+	(*DigestBlock)(nil),           // 3: presence.v1.DigestBlock
+	(*BackupRequest)(nil),         // 4: presence.v1.BackupRequest
+	(*BackupResponse)(nil),        // 5: presence.v1.BackupResponse
+	(*BackupHead)(nil),            // 6: presence.v1.BackupHead
+	(*BackupFile)(nil),            // 7: presence.v1.BackupFile
+	(*Position)(nil),              // 8: presence.v1.Position
+	(*ListStatesRequest)(nil),     // 9: presence.v1.ListStatesRequest
+	(*ListStatesResponse)(nil),    // 10: presence.v1.ListStatesResponse
+	(*GetCountsRequest)(nil),      // 11: presence.v1.GetCountsRequest
+	(*GetCountsResponse)(nil),     // 12: presence.v1.GetCountsResponse
+	(*StateCount)(nil),            // 13: presence.v1.StateCount
+	(*ListUsernamesRequest)(nil),  // 14: presence.v1.ListUsernamesRequest
+	(*ListUsernamesResponse)(nil), // 15: presence.v1.ListUsernamesResponse
+	(*StateUsername)(nil),         // 16: presence.v1.StateUsername
+	(*CheckStoreRequest)(nil),     // 17: presence.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),    // 18: presence.v1.CheckStoreResponse
+	(*StoreCheck)(nil),            // 19: presence.v1.StoreCheck
+	(*History)(nil),               // 20: presence.v1.History
+	(*HistorySession)(nil),        // 21: presence.v1.HistorySession
+	(*StateKey)(nil),              // 22: presence.v1.StateKey
+	(*GetStatesRequest)(nil),      // 23: presence.v1.GetStatesRequest
+	(*GetStatesResponse)(nil),     // 24: presence.v1.GetStatesResponse
+	(*StateEntry)(nil),            // 25: presence.v1.StateEntry
+	(*Evidence)(nil),              // 26: presence.v1.Evidence
+	(*EvidenceFact)(nil),          // 27: presence.v1.EvidenceFact
+	(*EvidenceTransition)(nil),    // 28: presence.v1.EvidenceTransition
+	(*Connection)(nil),            // 29: presence.v1.Connection
+	(*PartitionFreshness)(nil),    // 30: presence.v1.PartitionFreshness
+	(*ClusterHealth)(nil),         // 31: presence.v1.ClusterHealth
+	(*NodeHealth)(nil),            // 32: presence.v1.NodeHealth
+	(*FeedHealth)(nil),            // 33: presence.v1.FeedHealth
+	(*FeedGap)(nil),               // 34: presence.v1.FeedGap
+	nil,                           // 35: presence.v1.BackupHead.OffsetsEntry
 }
 var file_presence_v1_state_proto_depIdxs = []int32{
-	0,  // 0: presence.v1.ListStatesRequest.after:type_name -> presence.v1.Position
-	17, // 1: presence.v1.ListStatesResponse.entries:type_name -> presence.v1.StateEntry
-	0,  // 2: presence.v1.ListStatesResponse.read_to:type_name -> presence.v1.Position
-	22, // 3: presence.v1.ListStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
-	23, // 4: presence.v1.ListStatesResponse.health:type_name -> presence.v1.ClusterHealth
-	5,  // 5: presence.v1.GetCountsResponse.counts:type_name -> presence.v1.StateCount
-	5,  // 6: presence.v1.GetCountsResponse.clusters:type_name -> presence.v1.StateCount
-	22, // 7: presence.v1.GetCountsResponse.partitions:type_name -> presence.v1.PartitionFreshness
-	23, // 8: presence.v1.GetCountsResponse.health:type_name -> presence.v1.ClusterHealth
-	8,  // 9: presence.v1.ListUsernamesResponse.usernames:type_name -> presence.v1.StateUsername
-	22, // 10: presence.v1.ListUsernamesResponse.partitions:type_name -> presence.v1.PartitionFreshness
-	23, // 11: presence.v1.ListUsernamesResponse.health:type_name -> presence.v1.ClusterHealth
-	11, // 12: presence.v1.CheckStoreResponse.checks:type_name -> presence.v1.StoreCheck
-	13, // 13: presence.v1.History.sessions:type_name -> presence.v1.HistorySession
-	21, // 14: presence.v1.HistorySession.connection:type_name -> presence.v1.Connection
-	14, // 15: presence.v1.GetStatesRequest.keys:type_name -> presence.v1.StateKey
-	17, // 16: presence.v1.GetStatesResponse.entries:type_name -> presence.v1.StateEntry
-	22, // 17: presence.v1.GetStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
-	23, // 18: presence.v1.GetStatesResponse.health:type_name -> presence.v1.ClusterHealth
-	21, // 19: presence.v1.StateEntry.connection:type_name -> presence.v1.Connection
-	18, // 20: presence.v1.StateEntry.evidence:type_name -> presence.v1.Evidence
-	12, // 21: presence.v1.StateEntry.history:type_name -> presence.v1.History
-	19, // 22: presence.v1.Evidence.facts:type_name -> presence.v1.EvidenceFact
-	20, // 23: presence.v1.Evidence.transitions:type_name -> presence.v1.EvidenceTransition
-	24, // 24: presence.v1.ClusterHealth.nodes:type_name -> presence.v1.NodeHealth
-	25, // 25: presence.v1.ClusterHealth.feeds:type_name -> presence.v1.FeedHealth
-	26, // 26: presence.v1.ClusterHealth.gap:type_name -> presence.v1.FeedGap
-	15, // 27: presence.v1.StateService.GetStates:input_type -> presence.v1.GetStatesRequest
-	1,  // 28: presence.v1.StateService.ListStates:input_type -> presence.v1.ListStatesRequest
-	3,  // 29: presence.v1.StateService.GetCounts:input_type -> presence.v1.GetCountsRequest
-	6,  // 30: presence.v1.StateService.ListUsernames:input_type -> presence.v1.ListUsernamesRequest
-	9,  // 31: presence.v1.StateService.CheckStore:input_type -> presence.v1.CheckStoreRequest
-	16, // 32: presence.v1.StateService.GetStates:output_type -> presence.v1.GetStatesResponse
-	2,  // 33: presence.v1.StateService.ListStates:output_type -> presence.v1.ListStatesResponse
-	4,  // 34: presence.v1.StateService.GetCounts:output_type -> presence.v1.GetCountsResponse
-	7,  // 35: presence.v1.StateService.ListUsernames:output_type -> presence.v1.ListUsernamesResponse
-	10, // 36: presence.v1.StateService.CheckStore:output_type -> presence.v1.CheckStoreResponse
-	32, // [32:37] is the sub-list for method output_type
-	27, // [27:32] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	2,  // 0: presence.v1.DigestStatesResponse.head:type_name -> presence.v1.DigestHead
+	3,  // 1: presence.v1.DigestStatesResponse.blocks:type_name -> presence.v1.DigestBlock
+	6,  // 2: presence.v1.BackupResponse.head:type_name -> presence.v1.BackupHead
+	7,  // 3: presence.v1.BackupResponse.file:type_name -> presence.v1.BackupFile
+	35, // 4: presence.v1.BackupHead.offsets:type_name -> presence.v1.BackupHead.OffsetsEntry
+	8,  // 5: presence.v1.ListStatesRequest.after:type_name -> presence.v1.Position
+	25, // 6: presence.v1.ListStatesResponse.entries:type_name -> presence.v1.StateEntry
+	8,  // 7: presence.v1.ListStatesResponse.read_to:type_name -> presence.v1.Position
+	30, // 8: presence.v1.ListStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	31, // 9: presence.v1.ListStatesResponse.health:type_name -> presence.v1.ClusterHealth
+	13, // 10: presence.v1.GetCountsResponse.counts:type_name -> presence.v1.StateCount
+	13, // 11: presence.v1.GetCountsResponse.clusters:type_name -> presence.v1.StateCount
+	30, // 12: presence.v1.GetCountsResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	31, // 13: presence.v1.GetCountsResponse.health:type_name -> presence.v1.ClusterHealth
+	16, // 14: presence.v1.ListUsernamesResponse.usernames:type_name -> presence.v1.StateUsername
+	30, // 15: presence.v1.ListUsernamesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	31, // 16: presence.v1.ListUsernamesResponse.health:type_name -> presence.v1.ClusterHealth
+	19, // 17: presence.v1.CheckStoreResponse.checks:type_name -> presence.v1.StoreCheck
+	21, // 18: presence.v1.History.sessions:type_name -> presence.v1.HistorySession
+	29, // 19: presence.v1.HistorySession.connection:type_name -> presence.v1.Connection
+	22, // 20: presence.v1.GetStatesRequest.keys:type_name -> presence.v1.StateKey
+	25, // 21: presence.v1.GetStatesResponse.entries:type_name -> presence.v1.StateEntry
+	30, // 22: presence.v1.GetStatesResponse.partitions:type_name -> presence.v1.PartitionFreshness
+	31, // 23: presence.v1.GetStatesResponse.health:type_name -> presence.v1.ClusterHealth
+	29, // 24: presence.v1.StateEntry.connection:type_name -> presence.v1.Connection
+	26, // 25: presence.v1.StateEntry.evidence:type_name -> presence.v1.Evidence
+	20, // 26: presence.v1.StateEntry.history:type_name -> presence.v1.History
+	27, // 27: presence.v1.Evidence.facts:type_name -> presence.v1.EvidenceFact
+	28, // 28: presence.v1.Evidence.transitions:type_name -> presence.v1.EvidenceTransition
+	32, // 29: presence.v1.ClusterHealth.nodes:type_name -> presence.v1.NodeHealth
+	33, // 30: presence.v1.ClusterHealth.feeds:type_name -> presence.v1.FeedHealth
+	34, // 31: presence.v1.ClusterHealth.gap:type_name -> presence.v1.FeedGap
+	23, // 32: presence.v1.StateService.GetStates:input_type -> presence.v1.GetStatesRequest
+	9,  // 33: presence.v1.StateService.ListStates:input_type -> presence.v1.ListStatesRequest
+	11, // 34: presence.v1.StateService.GetCounts:input_type -> presence.v1.GetCountsRequest
+	14, // 35: presence.v1.StateService.ListUsernames:input_type -> presence.v1.ListUsernamesRequest
+	17, // 36: presence.v1.StateService.CheckStore:input_type -> presence.v1.CheckStoreRequest
+	0,  // 37: presence.v1.StateService.DigestStates:input_type -> presence.v1.DigestStatesRequest
+	4,  // 38: presence.v1.StateService.Backup:input_type -> presence.v1.BackupRequest
+	24, // 39: presence.v1.StateService.GetStates:output_type -> presence.v1.GetStatesResponse
+	10, // 40: presence.v1.StateService.ListStates:output_type -> presence.v1.ListStatesResponse
+	12, // 41: presence.v1.StateService.GetCounts:output_type -> presence.v1.GetCountsResponse
+	15, // 42: presence.v1.StateService.ListUsernames:output_type -> presence.v1.ListUsernamesResponse
+	18, // 43: presence.v1.StateService.CheckStore:output_type -> presence.v1.CheckStoreResponse
+	1,  // 44: presence.v1.StateService.DigestStates:output_type -> presence.v1.DigestStatesResponse
+	5,  // 45: presence.v1.StateService.Backup:output_type -> presence.v1.BackupResponse
+	39, // [39:46] is the sub-list for method output_type
+	32, // [32:39] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_presence_v1_state_proto_init() }
@@ -2784,19 +3329,20 @@ func file_presence_v1_state_proto_init() {
 	if File_presence_v1_state_proto != nil {
 		return
 	}
-	file_presence_v1_state_proto_msgTypes[1].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[2].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[6].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[0].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[9].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[10].OneofWrappers = []any{}
 	file_presence_v1_state_proto_msgTypes[14].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[19].OneofWrappers = []any{}
-	file_presence_v1_state_proto_msgTypes[21].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[22].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[27].OneofWrappers = []any{}
+	file_presence_v1_state_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_presence_v1_state_proto_rawDesc), len(file_presence_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,8 @@ const (
 	StateService_GetCounts_FullMethodName     = "/presence.v1.StateService/GetCounts"
 	StateService_ListUsernames_FullMethodName = "/presence.v1.StateService/ListUsernames"
 	StateService_CheckStore_FullMethodName    = "/presence.v1.StateService/CheckStore"
+	StateService_DigestStates_FullMethodName  = "/presence.v1.StateService/DigestStates"
+	StateService_Backup_FullMethodName        = "/presence.v1.StateService/Backup"
 )
 
 // StateServiceClient is the client API for StateService service.
@@ -43,6 +45,13 @@ type StateServiceClient interface {
 	ListUsernames(ctx context.Context, in *ListUsernamesRequest, opts ...grpc.CallOption) (*ListUsernamesResponse, error)
 	// CheckStore compares indexes and counters with a scan of all rows.
 	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (*CheckStoreResponse, error)
+	// DigestStates sends digests of a partition's states as they are at one offset, in key order: first a message with the head, then the blocks.
+	// Where a block ends depends on the keys alone, so that two replicas' blocks can be compared one by one. FAILED_PRECONDITION with ErrorInfo
+	// reason OFFSET_PASSED and metadata applied_offset when more has been applied already, with MIN_OFFSET_NOT_REACHED when the offset was not
+	// reached in time, and NOT_FOUND when the partition is not owned.
+	DigestStates(ctx context.Context, in *DigestStatesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DigestStatesResponse], error)
+	// Backup sends a copy of the whole store as it is at one moment: first a message with the head, then the files, each in order.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 }
 
 type stateServiceClient struct {
@@ -103,6 +112,44 @@ func (c *stateServiceClient) CheckStore(ctx context.Context, in *CheckStoreReque
 	return out, nil
 }
 
+func (c *stateServiceClient) DigestStates(ctx context.Context, in *DigestStatesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DigestStatesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &StateService_ServiceDesc.Streams[0], StateService_DigestStates_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DigestStatesRequest, DigestStatesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StateService_DigestStatesClient = grpc.ServerStreamingClient[DigestStatesResponse]
+
+func (c *stateServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &StateService_ServiceDesc.Streams[1], StateService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StateService_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
 // StateServiceServer is the server API for StateService service.
 // All implementations must embed UnimplementedStateServiceServer
 // for forward compatibility.
@@ -120,6 +167,13 @@ type StateServiceServer interface {
 	ListUsernames(context.Context, *ListUsernamesRequest) (*ListUsernamesResponse, error)
 	// CheckStore compares indexes and counters with a scan of all rows.
 	CheckStore(context.Context, *CheckStoreRequest) (*CheckStoreResponse, error)
+	// DigestStates sends digests of a partition's states as they are at one offset, in key order: first a message with the head, then the blocks.
+	// Where a block ends depends on the keys alone, so that two replicas' blocks can be compared one by one. FAILED_PRECONDITION with ErrorInfo
+	// reason OFFSET_PASSED and metadata applied_offset when more has been applied already, with MIN_OFFSET_NOT_REACHED when the offset was not
+	// reached in time, and NOT_FOUND when the partition is not owned.
+	DigestStates(*DigestStatesRequest, grpc.ServerStreamingServer[DigestStatesResponse]) error
+	// Backup sends a copy of the whole store as it is at one moment: first a message with the head, then the files, each in order.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	mustEmbedUnimplementedStateServiceServer()
 }
 
@@ -144,6 +198,12 @@ func (UnimplementedStateServiceServer) ListUsernames(context.Context, *ListUsern
 }
 func (UnimplementedStateServiceServer) CheckStore(context.Context, *CheckStoreRequest) (*CheckStoreResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CheckStore not implemented")
+}
+func (UnimplementedStateServiceServer) DigestStates(*DigestStatesRequest, grpc.ServerStreamingServer[DigestStatesResponse]) error {
+	return status.Error(codes.Unimplemented, "method DigestStates not implemented")
+}
+func (UnimplementedStateServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
 }
 func (UnimplementedStateServiceServer) mustEmbedUnimplementedStateServiceServer() {}
 func (UnimplementedStateServiceServer) testEmbeddedByValue()                      {}
@@ -256,6 +316,28 @@ func _StateService_CheckStore_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StateService_DigestStates_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DigestStatesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(StateServiceServer).DigestStates(m, &grpc.GenericServerStream[DigestStatesRequest, DigestStatesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StateService_DigestStatesServer = grpc.ServerStreamingServer[DigestStatesResponse]
+
+func _StateService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(StateServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StateService_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
 // StateService_ServiceDesc is the grpc.ServiceDesc for StateService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +366,17 @@ var StateService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _StateService_CheckStore_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "DigestStates",
+			Handler:       _StateService_DigestStates_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _StateService_Backup_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "presence/v1/state.proto",
 }
