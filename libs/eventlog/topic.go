@@ -97,7 +97,7 @@ func check(ctx context.Context, cl *kgo.Client, names []string, c Config) error 
 		return fmt.Errorf("describe kafka topic configurations: %w", err)
 	}
 	for _, t := range Topics() {
-		if has, want := present[t.Name], t.partitions(c); has != want {
+		if has, want := present[t.Name].partitions, t.partitions(c); has != want {
 			return fmt.Errorf("%w: %s has %d partitions, kafka-partitions asks for %d: set it to %d, or use other topics (a partition count cannot change under existing keys)",
 				ErrTopicMismatch, t.Name, has, want, has)
 		}
@@ -119,8 +119,14 @@ func check(ctx context.Context, cl *kgo.Client, names []string, c Config) error 
 	return nil
 }
 
-// describe returns the topics' partition counts. It asks Kafka each time, where kadm would give the same answer again for seconds.
-func describe(ctx context.Context, cl *kgo.Client, names []string) (map[string]int32, error) {
+// described is what Kafka says of a topic.
+type described struct {
+	id         [16]byte
+	partitions int32
+}
+
+// describe returns what Kafka says of topics, or an error if one of them is not there. It asks Kafka each time, where kadm would give the same answer again for seconds.
+func describe(ctx context.Context, cl *kgo.Client, names []string) (map[string]described, error) {
 	req := kmsg.NewPtrMetadataRequest()
 	for _, name := range names {
 		t := kmsg.NewMetadataRequestTopic()
@@ -131,7 +137,7 @@ func describe(ctx context.Context, cl *kgo.Client, names []string) (map[string]i
 	if err != nil {
 		return nil, fmt.Errorf("describe kafka topics: %w", err)
 	}
-	counts := map[string]int32{}
+	found := map[string]described{}
 	for _, t := range resp.Topics {
 		name := ""
 		if t.Topic != nil {
@@ -140,9 +146,9 @@ func describe(ctx context.Context, cl *kgo.Client, names []string) (map[string]i
 		if err := kerr.ErrorForCode(t.ErrorCode); err != nil {
 			return nil, fmt.Errorf("describe kafka topic %s: %w", name, err)
 		}
-		counts[name] = int32(len(t.Partitions))
+		found[name] = described{id: t.TopicID, partitions: int32(len(t.Partitions))}
 	}
-	return counts, nil
+	return found, nil
 }
 
 func (t Topic) partitions(c Config) int32 {

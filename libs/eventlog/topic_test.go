@@ -40,30 +40,35 @@ func TestEnsureCreatesAndChecks(t *testing.T) {
 	}
 }
 
-// TestEnsureWaitsForTheBroker is what a process meets that starts while another creates the topics.
-func TestEnsureWaitsForTheBroker(t *testing.T) {
-	cluster, cfg := eventlogtest.NewCluster(t)
-	eventlogtest.Ensure(t, cfg)
+// unknownTopics answers that none of the topics is there.
+func unknownTopics(t *testing.T, asked *kmsg.MetadataRequest, cfg eventlog.Config) *kmsg.MetadataResponse {
 	host, port, err := net.SplitHostPort(cfg.Brokers[0])
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	broker := kmsg.NewMetadataResponseBroker()
 	broker.Host = host
 	if _, err := fmt.Sscan(port, &broker.Port); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
+	answer := asked.ResponseKind().(*kmsg.MetadataResponse)
+	answer.Brokers = append(answer.Brokers, broker)
+	for _, topic := range asked.Topics {
+		unknown := kmsg.NewMetadataResponseTopic()
+		unknown.Topic, unknown.ErrorCode = topic.Topic, kerr.UnknownTopicOrPartition.Code
+		answer.Topics = append(answer.Topics, unknown)
+	}
+	return answer
+}
+
+// TestEnsureWaitsForTheBroker is what a process meets that starts while another creates the topics.
+func TestEnsureWaitsForTheBroker(t *testing.T) {
+	cluster, cfg := eventlogtest.NewCluster(t)
+	eventlogtest.Ensure(t, cfg)
 	for range 2 {
 		cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
 			asked := req.(*kmsg.MetadataRequest)
-			answer := asked.ResponseKind().(*kmsg.MetadataResponse)
-			answer.Brokers = append(answer.Brokers, broker)
-			for _, topic := range asked.Topics {
-				unknown := kmsg.NewMetadataResponseTopic()
-				unknown.Topic, unknown.ErrorCode = topic.Topic, kerr.UnknownTopicOrPartition.Code
-				answer.Topics = append(answer.Topics, unknown)
-			}
-			return answer, nil, len(asked.Topics) > 1
+			return unknownTopics(t, asked, cfg), nil, len(asked.Topics) > 1
 		})
 	}
 	eventlogtest.Ensure(t, cfg)

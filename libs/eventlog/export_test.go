@@ -1,0 +1,4 @@
+package eventlog
+
+// WatchEvery is Watch with another interval.
+var WatchEvery = watch
