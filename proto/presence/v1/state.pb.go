@@ -368,7 +368,9 @@ type BackupHead struct {
 	// When it was taken.
 	TakenMs int64 `protobuf:"varint,5,opt,name=taken_ms,json=takenMs,proto3" json:"taken_ms,omitempty"`
 	// Replica that it was taken of.
-	Replica       string `protobuf:"bytes,6,opt,name=replica,proto3" json:"replica,omitempty"`
+	Replica string `protobuf:"bytes,6,opt,name=replica,proto3" json:"replica,omitempty"`
+	// Bytes of all files together.
+	Size          int64 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -445,6 +447,13 @@ func (x *BackupHead) GetReplica() string {
 	return ""
 }
 
+func (x *BackupHead) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 // BackupFile is a part of a file; the parts of one file follow one another.
 type BackupFile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -452,7 +461,9 @@ type BackupFile struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	// Set in the file's last part: SHA-256 of the whole file.
-	Sha256        []byte `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Sha256 []byte `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Bytes of the whole file, in each part.
+	Size          int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -506,6 +517,13 @@ func (x *BackupFile) GetSha256() []byte {
 		return x.Sha256
 	}
 	return nil
+}
+
+func (x *BackupFile) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
 }
 
 // Position is a place in a list: that of the client it names. Lists are ordered by client ID, byte for byte; those with a bound of since by
@@ -2941,7 +2959,7 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\rBackupRequest\"j\n" +
 	"\x0eBackupResponse\x12+\n" +
 	"\x04head\x18\x01 \x01(\v2\x17.presence.v1.BackupHeadR\x04head\x12+\n" +
-	"\x04file\x18\x02 \x01(\v2\x17.presence.v1.BackupFileR\x04file\"\xa6\x02\n" +
+	"\x04file\x18\x02 \x01(\v2\x17.presence.v1.BackupFileR\x04file\"\xba\x02\n" +
 	"\n" +
 	"BackupHead\x12#\n" +
 	"\rkafka_cluster\x18\x01 \x01(\tR\fkafkaCluster\x12\x19\n" +
@@ -2949,15 +2967,17 @@ const file_presence_v1_state_proto_rawDesc = "" +
 	"\x0fpartition_count\x18\x03 \x01(\x05R\x0epartitionCount\x12>\n" +
 	"\aoffsets\x18\x04 \x03(\v2$.presence.v1.BackupHead.OffsetsEntryR\aoffsets\x12\x19\n" +
 	"\btaken_ms\x18\x05 \x01(\x03R\atakenMs\x12\x18\n" +
-	"\areplica\x18\x06 \x01(\tR\areplica\x1a:\n" +
+	"\areplica\x18\x06 \x01(\tR\areplica\x12\x12\n" +
+	"\x04size\x18\a \x01(\x03R\x04size\x1a:\n" +
 	"\fOffsetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"L\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"`\n" +
 	"\n" +
 	"BackupFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
-	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"B\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\"B\n" +
 	"\bPosition\x12\x19\n" +
 	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\"\x94\x03\n" +

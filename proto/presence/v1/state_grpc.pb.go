@@ -51,6 +51,7 @@ type StateServiceClient interface {
 	// reached in time, and NOT_FOUND when the partition is not owned.
 	DigestStates(ctx context.Context, in *DigestStatesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DigestStatesResponse], error)
 	// Backup sends a copy of the whole store as it is at one moment: first a message with the head, then the files, each in order.
+	// RESOURCE_EXHAUSTED when another backup is running or the disk has no room for one, DEADLINE_EXCEEDED when the receiver is too slow.
 	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 }
 
@@ -173,6 +174,7 @@ type StateServiceServer interface {
 	// reached in time, and NOT_FOUND when the partition is not owned.
 	DigestStates(*DigestStatesRequest, grpc.ServerStreamingServer[DigestStatesResponse]) error
 	// Backup sends a copy of the whole store as it is at one moment: first a message with the head, then the files, each in order.
+	// RESOURCE_EXHAUSTED when another backup is running or the disk has no room for one, DEADLINE_EXCEEDED when the receiver is too slow.
 	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	mustEmbedUnimplementedStateServiceServer()
 }
