@@ -44,17 +44,17 @@ func offsetOf(ctx context.Context, list func(context.Context, ...string) (kadm.L
 	return o.Offset, nil
 }
 
-// identity asks Kafka which log this is.
+// identity asks Kafka which logs these are.
 func identity(ctx context.Context, adm *kadm.Client) (store.Identity, error) {
-	m, err := adm.Metadata(ctx, eventlog.TopicClientEvents)
+	m, err := adm.Metadata(ctx, eventlog.TopicClientEvents, eventlog.TopicNodeEvents)
 	if err != nil {
 		return store.Identity{}, fmt.Errorf("ask kafka for its identity: %w", err)
 	}
-	t := m.Topics[eventlog.TopicClientEvents]
-	if t.Err != nil {
-		return store.Identity{}, fmt.Errorf("ask kafka for the identity of %s: %w", eventlog.TopicClientEvents, t.Err)
+	clients, nodes := m.Topics[eventlog.TopicClientEvents], m.Topics[eventlog.TopicNodeEvents]
+	if err := errors.Join(clients.Err, nodes.Err); err != nil {
+		return store.Identity{}, fmt.Errorf("ask kafka for the identity of %s and %s: %w", eventlog.TopicClientEvents, eventlog.TopicNodeEvents, err)
 	}
-	return store.Identity{KafkaCluster: m.Cluster, TopicID: t.ID, Partitions: int32(len(t.Partitions))}, nil
+	return store.Identity{KafkaCluster: m.Cluster, TopicID: clients.ID, NodeTopicID: nodes.ID, Partitions: int32(len(clients.Partitions))}, nil
 }
 
 // ignoreCancel returns nil in place of an error that only says that ctx ended.

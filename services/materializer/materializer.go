@@ -174,6 +174,7 @@ func (m *Materializer) run(ctx context.Context, ps *parts) error {
 	start(ps.fetcher.run)
 	start(func(ctx context.Context) error { return m.watch(ctx, ps, owners) })
 	start(owners.watch)
+	start(func(ctx context.Context) error { return eventlog.Watch(ctx, ps.dead.client) })
 	if !m.cfg.NoServer {
 		start(m.serveGRPC)
 		start(func(ctx context.Context) error { m.tls.Run(ctx); return nil })

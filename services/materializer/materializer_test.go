@@ -430,7 +430,7 @@ func TestRefusesAnotherKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := runError(t, newLog(t).config(fs))
-	if err == nil || !strings.Contains(err.Error(), "belongs elsewhere") || strings.Count(err.Error(), "topic ID") != 2 {
+	if err == nil || !strings.Contains(err.Error(), "belongs elsewhere") || strings.Count(err.Error(), "topic ID") != 4 {
 		t.Errorf("error is %v", err)
 	}
 }

@@ -53,7 +53,7 @@ const (
 )
 
 // schemaVersion is the version of all layouts but those of indexes and counters. A store of another version is refused.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // indexVersion is the version of indexes and counters: of their layouts, and of what a row has in them. Those of another version are built
 // anew from the rows.
@@ -188,18 +188,19 @@ var ErrIdentity = errors.New("store belongs elsewhere")
 type Identity struct {
 	KafkaCluster string   // Kafka's cluster ID
 	TopicID      [16]byte // of client-events: a topic that was deleted and created again is another one
+	NodeTopicID  [16]byte // of node-events, by whose offsets versions go
 	Partitions   int32    // of client-events
 }
 
 // String names all three, for a person who compares two of them.
 func (i Identity) String() string {
-	return fmt.Sprintf("kafka cluster %q, client-events topic ID %x with %d partitions", i.KafkaCluster, i.TopicID, i.Partitions)
+	return fmt.Sprintf("kafka cluster %q, client-events topic ID %x with %d partitions, node-events topic ID %x", i.KafkaCluster, i.TopicID, i.Partitions, i.NodeTopicID)
 }
 
-// The schema record is uvarint(schemaVersion) str(kafka cluster) topic ID (16) uvarint(partitions).
+// The schema record is uvarint(schemaVersion) str(kafka cluster) topic ID (16) node topic ID (16) uvarint(partitions).
 func (i Identity) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, schemaVersion)
-	dst = append(appendString(dst, i.KafkaCluster), i.TopicID[:]...)
+	dst = append(append(appendString(dst, i.KafkaCluster), i.TopicID[:]...), i.NodeTopicID[:]...)
 	return binary.AppendUvarint(dst, uint64(i.Partitions))
 }
 
@@ -211,6 +212,7 @@ func decodeIdentity(b []byte) (Identity, error) {
 	var i Identity
 	i.KafkaCluster = string(r.bytes(r.length()))
 	copy(i.TopicID[:], r.bytes(len(i.TopicID)))
+	copy(i.NodeTopicID[:], r.bytes(len(i.NodeTopicID)))
 	i.Partitions = int32(r.uvarint())
 	if r.bad || len(r.b) != 0 {
 		return Identity{}, fmt.Errorf("%w: schema record of %d bytes", ErrCorrupt, len(b))

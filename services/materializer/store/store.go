@@ -46,7 +46,9 @@ var ErrClosed = errors.New("the store is closed")
 
 // Store is an open store.
 type Store struct {
-	db *pebble.DB
+	db   *pebble.DB
+	dir  string
+	opts *pebble.Options
 
 	// Pebble panics when it is read after Close. Readers hold closing shared, which costs them nothing until Close waits for them.
 	closing  sync.RWMutex
@@ -59,6 +61,9 @@ func Open(dir string, o Options) (*Store, error) {
 	fs := o.FS
 	if fs == nil {
 		fs = vfs.Default
+	}
+	if err := checkFinished(fs, dir); err != nil {
+		return nil, err
 	}
 	if o.EvidencePerClient == 0 {
 		o.EvidencePerClient = DefaultEvidence
@@ -93,7 +98,11 @@ func Open(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s; if another process uses it, stop that; if an older version wrote it, start with an empty data-dir, which is filled from Kafka: %w", dir, err)
 	}
-	return &Store{db: db}, nil
+	// A checkpoint that is there was left by a crash: only now, with the store locked, it is nobody's.
+	if err := removeCheckpoint(fs, fs.PathJoin(dir, checkpointDir)); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return &Store{db: db, dir: dir, opts: opts}, nil
 }
 
 // Close waits for reads in progress and closes the store. Batches must be done.
@@ -129,6 +138,12 @@ func (s *Store) Bind(id Identity) error {
 	have, err := decodeIdentity(value)
 	if err := errors.Join(err, closer.Close()); err != nil {
 		return err
+	}
+	if same := id; same.NodeTopicID != have.NodeTopicID {
+		if same.NodeTopicID = have.NodeTopicID; same == have {
+			return fmt.Errorf("%w: it was filled from %v, and this is %v: node-events was deleted and created again, and the versions of what was published go by its former offsets; "+
+				"begin anew, of what client-events keeps: delete client-state, and empty the data-dir of every materializer", ErrIdentity, have, id)
+		}
 	}
 	if have != id {
 		return fmt.Errorf("%w: it was filled from %v, and this is %v: set another data-dir, or empty it to fill it from here", ErrIdentity, have, id)

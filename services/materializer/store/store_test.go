@@ -275,18 +275,22 @@ func TestClientsInChunks(t *testing.T) {
 func TestBindRefusesAnotherLog(t *testing.T) {
 	fs := vfs.NewMem()
 	s := open(t, fs)
-	id := Identity{KafkaCluster: "one", TopicID: [16]byte{1}, Partitions: 16}
+	id := Identity{KafkaCluster: "one", TopicID: [16]byte{1}, NodeTopicID: [16]byte{3}, Partitions: 16}
 	for range 2 {
 		if err := s.Bind(id); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, other := range []Identity{
-		{KafkaCluster: "two", TopicID: id.TopicID, Partitions: 16},
-		{KafkaCluster: "one", TopicID: [16]byte{2}, Partitions: 16},
-		{KafkaCluster: "one", TopicID: id.TopicID, Partitions: 8},
+		{KafkaCluster: "two", TopicID: id.TopicID, NodeTopicID: id.NodeTopicID, Partitions: 16},
+		{KafkaCluster: "one", TopicID: [16]byte{2}, NodeTopicID: id.NodeTopicID, Partitions: 16},
+		{KafkaCluster: "one", TopicID: id.TopicID, NodeTopicID: [16]byte{4}, Partitions: 16},
+		{KafkaCluster: "one", TopicID: id.TopicID, NodeTopicID: id.NodeTopicID, Partitions: 8},
 	} {
 		err := s.Bind(other)
+		if strings.Contains(fmt.Sprint(err), "delete client-state") != (other.NodeTopicID != id.NodeTopicID) {
+			t.Errorf("what to do depends on what differs: %v", err)
+		}
 		if !errors.Is(err, ErrIdentity) || !strings.Contains(err.Error(), id.String()) || !strings.Contains(err.Error(), other.String()) {
 			t.Errorf("error is %v", err)
 		}
