@@ -40,6 +40,7 @@ type Config struct {
 	NoServer bool `conf:"-"`
 
 	sessionTimeout time.Duration // of the consumer group; 0: defaultSessionTimeout
+	backupPatience time.Duration // with the receiver of a backup; 0: the constant
 	fs             vfs.FS        // of the store; nil: the operating system's
 }
 

@@ -37,6 +37,7 @@ type Materializer struct {
 	serve  sync.Mutex                           // held to replace served
 
 	readers sync.Pool // of *reader
+	backups backups
 }
 
 // New returns a materializer. It registers its metrics with reg and opens nothing yet.
@@ -118,6 +119,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	defer m.backups.close()
 
 	opts, err := m.cfg.Kafka.Opts(m.log)
 	if err != nil {
