@@ -75,46 +75,34 @@ type target struct {
 }
 
 // newTarget tries whether a directory beside can take the place of dir. That of a mounted file system cannot be taken, nor one in a directory that
-// is not ours.
+// is not ours, nor one that is not quite empty.
 func newTarget(dir string) (*target, error) {
 	mode := fs.FileMode(0o700)
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
-		info, err := os.Stat(dir)
-		if err != nil {
-			return nil, fmt.Errorf("look at %s: %w", dir, err)
-		}
-		mode = info.Mode().Perm()
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", dir, err)
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of %s: %w", dir, err)
+	if info, err := os.Stat(dir); err == nil {
+		mode = info.Mode().Perm()
+	} else if err := os.MkdirAll(dir, mode); err != nil {
+		return nil, fmt.Errorf("make the directory: %w", err)
 	}
-	beside := func() (string, error) {
-		at, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+".restore-*")
-		if err == nil {
-			err = os.Chmod(at, mode)
+	if at, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+".restore-*"); err == nil {
+		if os.Remove(dir) == nil {
+			if err := errors.Join(os.Mkdir(dir, mode), os.Chmod(dir, mode), os.Chmod(at, mode)); err != nil {
+				return nil, fmt.Errorf("make the directory: %w", err)
+			}
+			return &target{dir: dir, at: at}, nil
 		}
-		return at, err
-	}
-	trial, err := beside()
-	if err == nil {
-		if err = os.Rename(trial, dir); err != nil {
-			_ = os.Remove(trial)
+		if err := os.Remove(at); err != nil {
+			return nil, fmt.Errorf("remove a directory that is not needed: %w", err)
 		}
-	}
-	if err == nil {
-		at, err := beside()
-		if err != nil {
-			return nil, fmt.Errorf("make a directory beside %s: %w", dir, err)
-		}
-		return &target{dir: dir, at: at}, nil
 	}
 	t := &target{dir: dir, at: dir}
-	if err := errors.Join(os.MkdirAll(dir, mode), os.WriteFile(filepath.Join(dir, Unfinished), nil, 0o600), syncDir(dir)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, Unfinished), nil, 0o600), syncDir(dir)); err != nil {
 		return nil, fmt.Errorf("write to %s: %w", dir, err)
 	}
 	return t, nil
@@ -150,7 +138,8 @@ func (t *target) finish() error {
 		}
 		return syncDir(t.dir)
 	}
-	if err := os.Rename(t.at, t.dir); err != nil {
+	// Go renames no directory onto another, however empty.
+	if err := errors.Join(os.Remove(t.dir), os.Rename(t.at, t.dir)); err != nil {
 		return fmt.Errorf("finish the restore: %w", err)
 	}
 	return syncDir(filepath.Dir(t.dir))

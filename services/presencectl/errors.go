@@ -50,6 +50,13 @@ func (a *app) hints(err error) []string {
 	if !errors.As(err, &carrier) {
 		return nil
 	}
+	var own *materializerError
+	if errors.As(err, &own) {
+		if hint := own.hint(); hint != "" {
+			return []string{hint}
+		}
+		return nil
+	}
 	var list []string
 	switch s := carrier.GRPCStatus(); s.Code() {
 	case codes.Unauthenticated:
