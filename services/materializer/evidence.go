@@ -94,16 +94,16 @@ func (p *partition) noteLogging() error {
 }
 
 // evidence describes what the status of the row that was read rests on.
-func (r *reader) evidence(p *partition, state []byte) (*presencev1.Evidence, error) {
+func (r *reader) evidence(from source, p *partition, state []byte) (*presencev1.Evidence, error) {
 	e := &presencev1.Evidence{State: slices.Clone(state), LoggedFrom: -1, AllowanceMs: p.allowanceMS()}
 	if p.parts.cfg.EvidencePerClient == 0 {
 		return e, nil
 	}
 	var err error
-	if e.LoggedFrom, err = p.parts.store.Logged(p.id); err != nil {
+	if e.LoggedFrom, err = from.Logged(p.id); err != nil {
 		return nil, err
 	}
-	log, complete, cut, err := p.parts.store.Evidence(p.id, r.key)
+	log, complete, cut, err := from.Evidence(p.id, r.key)
 	if err != nil {
 		return nil, err
 	}

@@ -9,9 +9,8 @@ import (
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
-// over is what a call over whole partitions reads. What it is made of is taken in this order: the freshness of each partition, the view of
-// the store, the node table. So the rows are at least as new as the freshness, and the table at least as new as the rows: what the rows do
-// not show of it is told by the offset up to which they were swept.
+// over is what a call over whole partitions reads: rows and offsets of one view of the store, and the node table, which is at least as new as the
+// rows: what they do not show of it is told by the offset up to which they were swept.
 type over struct {
 	cluster  string
 	ids      []int32 // ascending
@@ -72,18 +71,21 @@ func (m *Materializer) over(cluster string, ids []int32) (*over, error) {
 	return o, nil
 }
 
-// look reads how far the indexes and the rows of a partition are.
+// look reads how far the facts, the indexes and the node facts in the rows of a partition are.
 func (o *over) look(id int32) (err error) {
 	if o.indexed[id], err = o.view.Indexed(id); err != nil {
 		return err
 	}
-	swept, err := o.view.Swept(id)
+	meta, _, err := o.view.Meta(id)
 	if err != nil {
 		return err
 	}
+	fresh := o.fresh[id]
+	fresh.at(&meta)
+	o.fresh[id] = fresh
 	t, touched := o.table.touched[o.cluster]
-	o.swept[id] = !touched || t.offset <= swept
-	o.sweptAll = o.sweptAll && o.table.affected <= swept
+	o.swept[id] = !touched || t.offset <= meta.SweptNode
+	o.sweptAll = o.sweptAll && o.table.affected <= meta.SweptNode
 	return nil
 }
 

@@ -245,6 +245,7 @@ func (p *partition) commit(b *store.Batch, entries []store.Entry) error {
 	}
 	b.PutMeta(&p.meta)
 	size, began := b.Len(), time.Now()
+	p.progress.committing()
 	if err := b.Commit(); err != nil {
 		return err
 	}

@@ -3,10 +3,17 @@ package materializer
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+
+	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
 // progress is how far a partition has come, as readers see it.
 type progress struct {
+	// commits counts the begins and the ends of commits: it is odd while one is under way, and what was read between two equal even
+	// counts belongs together.
+	commits atomic.Uint64
+
 	mu      sync.Mutex
 	next    int64 // next offset to apply
 	applied int64 // received time of the latest applied record
@@ -22,6 +29,11 @@ type progress struct {
 type freshness struct {
 	next, appliedMS, end, endMS, caughtUpMS int64
 	ready                                   bool
+}
+
+// at makes it that of what a view of the store shows; the rest was read before the view was made.
+func (f *freshness) at(m *store.Meta) {
+	f.next, f.appliedMS, f.end = m.Next, m.AppliedMS, max(f.end, m.Next)
 }
 
 // start sets what is known before the first record is applied.
@@ -40,8 +52,12 @@ func (p *progress) noteCaughtUp() {
 	}
 }
 
+// committing is called before a batch becomes visible; advance follows, unless the batch could not be committed, which ends the partition.
+func (p *progress) committing() { p.commits.Add(1) }
+
 // advance notes that everything below next is applied and visible.
 func (p *progress) advance(next, appliedMS int64) {
+	defer p.commits.Add(1)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.next, p.applied = next, appliedMS

@@ -244,18 +244,17 @@ func (p *partition) noteHistory() error {
 }
 
 // history describes the connections of the row that was read, apart from the current one.
-func (r *reader) history(p *partition, v *presence.Verdict) (*presencev1.History, error) {
-	since, err := p.parts.store.History(p.id)
+func (r *reader) history(from source, p *partition, v *presence.Verdict, appliedMS int64) (*presencev1.History, error) {
+	since, err := from.History(p.id)
 	if err != nil {
 		return nil, err
 	}
-	// The log is read after the row: what it holds more was current then, or is one that the state had.
-	sessions, endings, cut, err := p.parts.store.Sessions(p.id, r.key)
+	sessions, endings, cut, err := from.Sessions(p.id, r.key)
 	if err != nil {
 		return nil, err
 	}
 	if since < 0 {
-		since = p.progress.read().appliedMS
+		since = appliedMS
 	}
 	if cut && len(sessions) > 0 {
 		since = max(since, sessions[0].Conn.OpenedMS)
@@ -266,7 +265,7 @@ func (r *reader) history(p *partition, v *presence.Verdict) (*presencev1.History
 		current = v.Conn
 	}
 	list := joinHistory(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS(), sessions, endings, v.Node, current)
-	h.CompleteSinceMs = max(h.CompleteSinceMs, p.expiredBefore(list))
+	h.CompleteSinceMs = max(h.CompleteSinceMs, p.expiredBefore(list, appliedMS))
 	for i := range list {
 		if x := &list[i]; current == nil || !x.Names(v.Node, current) {
 			h.Sessions = append(h.Sessions, historySession(x))
@@ -277,12 +276,12 @@ func (r *reader) history(p *partition, v *presence.Verdict) (*presencev1.History
 
 // expiredBefore returns the time before which connections of a client may have expired: before the oldest that is there, and before all that are
 // not old enough; 0 if none expire.
-func (p *partition) expiredBefore(list []store.Session) int64 {
+func (p *partition) expiredBefore(list []store.Session, appliedMS int64) int64 {
 	limit := p.parts.cfg.ExpireAfter.Milliseconds()
 	if limit == 0 {
 		return 0
 	}
-	ms := p.progress.read().appliedMS - limit
+	ms := appliedMS - limit
 	for i := range list {
 		if opened := list[i].Conn.OpenedMS; opened != 0 {
 			ms = min(ms, opened)

@@ -29,6 +29,9 @@ const (
 // GetStates answers for clients of one cluster, with statuses computed from the rows and the node table as they are now. Keys of
 // partitions that are not owned, or not restored yet, are listed as such. A minimum offset is waited for until ctx ends.
 //
+// The answer is what the facts below the applied offset of each partition make, and the node facts below its applied node-events offset:
+// those of a later fact are in no entry, and those of an earlier one are in all.
+//
 // Errors are gRPC statuses: InvalidArgument for a bad cluster or client ID, FailedPrecondition with ErrorInfo reason
 // MIN_OFFSET_NOT_REACHED, Internal for a store that cannot be read.
 func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
@@ -41,41 +44,27 @@ func (m *Materializer) GetStates(ctx context.Context, req *presencev1.GetStatesR
 		return nil, status.Errorf(codes.InvalidArgument, "keys: %d are more than %d; ask in parts", len(keys), maxKeys)
 	}
 	resp := &presencev1.GetStatesResponse{Entries: make([]*presencev1.StateEntry, 0, len(keys))}
-	owned := m.owned()
 	r := m.reader()
 	defer r.done()
 	r.cluster, r.explain, r.sessions = req.GetCluster(), req.GetExplain(), req.GetHistory()
-	for i, k := range keys {
-		if err := eventlog.ValidClientID(k.GetClientId()); err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "keys[%d]: %v", i, err)
-		}
-		r.key = eventlog.AppendClientKey(r.key[:0], req.GetCluster(), k.GetClientId())
-		id := eventlog.Partition(r.key, m.cfg.Kafka.Partitions)
-		p := owned[id]
-		if p == nil {
-			resp.NotOwned = append(resp.NotOwned, uint32(i))
-			continue
-		}
-		if k.MinOffset != nil && !p.progress.wait(ctx, k.GetMinOffset()) {
-			return nil, notReached(id, k.GetMinOffset(), p.progress.read().next)
-		}
-		// Read before the row: the row is at least as new as the freshness that goes with it.
-		next := r.progressOf(p)
-		if r.table == nil {
-			r.table = p.parts.nodes.table()
-		}
-		entry, err := r.entry(p, next)
-		if err != nil {
-			return nil, status.Errorf(codes.Internal, "read client %d of the request: %v", i, err)
-		}
-		entry.Index = uint32(i)
-		resp.Entries = append(resp.Entries, entry)
+	if err := r.prepare(ctx, keys); err != nil {
+		return nil, err
 	}
-	ps := m.shared.Load()
-	if ps == nil {
-		return resp, nil
+	done, err := false, error(nil)
+	if len(keys) == 1 {
+		done, err = r.readOne(keys[0], resp)
+	}
+	if !done && err == nil {
+		err = r.readAll(keys, resp)
+	}
+	if err != nil {
+		return nil, storeError(err)
 	}
 	if r.table == nil {
+		ps := m.shared.Load()
+		if ps == nil {
+			return resp, nil
+		}
 		r.table = ps.nodes.table()
 	}
 	resp.Partitions = m.freshnessOf(r.seen, r.table)
@@ -94,18 +83,20 @@ func (m *Materializer) ReadStatus(cluster, clientID string) (status, belief pres
 	if p == nil {
 		return 0, 0, false, nil
 	}
-	r.cluster, r.table = cluster, p.parts.nodes.table()
-	v, _, _, err := r.verdict(p)
-	return v.Status, v.Belief, true, err
+	if _, _, err = r.load(p.parts.store, p); err != nil {
+		return 0, 0, true, err
+	}
+	v := presence.Status(&r.row.State, p.parts.nodes.table().cluster(cluster), p.allowanceMS())
+	return v.Status, v.Belief, true, nil
 }
 
-// partitionFreshness is how far a partition had come when its first row was about to be read.
+// partitionFreshness is how far a partition had come as it was read.
 type partitionFreshness struct {
 	id int32
 	freshness
 }
 
-// freshnessOf describes partitions as they were read before their rows and the node table.
+// freshnessOf describes partitions as they were read.
 func (m *Materializer) freshnessOf(seen []partitionFreshness, table *nodeTable) []*presencev1.PartitionFreshness {
 	ps := m.shared.Load()
 	if ps == nil {
@@ -144,7 +135,17 @@ type reader struct {
 	key      []byte
 	value    []byte
 	row      store.Row
+	ids      []int32              // the partition of each key
 	seen     []partitionFreshness // those that were read
+}
+
+// source is where rows and what is kept beside them are read: the store, or a view of it.
+type source interface {
+	AppendRow(dst []byte, partition int32, client []byte) (_ []byte, found bool, err error)
+	Logged(partition int32) (int64, error)
+	Evidence(partition int32, client []byte) (entries []store.Evidence, complete int, cut bool, err error)
+	History(partition int32) (sinceMS int64, err error)
+	Sessions(partition int32, client []byte) (sessions []store.Session, endings []store.Ending, cut bool, err error)
 }
 
 // maxReaderBytes is the largest buffer that is kept for the next read.
@@ -162,52 +163,149 @@ func (r *reader) done() {
 	if cap(r.key)+cap(r.value) > maxReaderBytes {
 		return
 	}
-	*r = reader{m: r.m, key: r.key[:0], value: r.value[:0], seen: r.seen[:0]}
+	*r = reader{m: r.m, key: r.key[:0], value: r.value[:0], ids: r.ids[:0], seen: r.seen[:0]}
 	r.m.readers.Put(r)
 }
 
-// progressOf returns the applied offset of a partition, as it was when its first row was about to be read.
-func (r *reader) progressOf(p *partition) int64 {
-	for i := range r.seen {
-		if r.seen[i].id == p.id {
-			return r.seen[i].next
+// prepare finds the partitions of the keys and waits for the minimum offsets.
+func (r *reader) prepare(ctx context.Context, keys []*presencev1.StateKey) error {
+	for i, k := range keys {
+		if err := eventlog.ValidClientID(k.GetClientId()); err != nil {
+			return status.Errorf(codes.InvalidArgument, "keys[%d]: %v", i, err)
+		}
+		id := r.locate(k)
+		r.ids = append(r.ids, id)
+		if k.MinOffset == nil {
+			continue
+		}
+		if p := r.m.owned()[id]; p != nil && !p.progress.wait(ctx, k.GetMinOffset()) {
+			return notReached(id, k.GetMinOffset(), p.progress.read().next)
 		}
 	}
-	f := p.progress.read()
-	r.seen = append(r.seen, partitionFreshness{p.id, f})
-	return f.next
+	return nil
 }
 
-// verdict reads the row of the client of r.key, and says what it and the node table make of it; found is false if there is no row.
-func (r *reader) verdict(p *partition) (v presence.Verdict, state []byte, found bool, err error) {
-	r.value, found, err = p.parts.store.AppendRow(r.value[:0], p.id, r.key)
+// locate makes k the key to read and returns its partition.
+func (r *reader) locate(k *presencev1.StateKey) int32 {
+	r.key = eventlog.AppendClientKey(r.key[:0], r.cluster, k.GetClientId())
+	return eventlog.Partition(r.key, r.m.cfg.Kafka.Partitions)
+}
+
+// readOne answers for the one client of r.key without a view of the store, which costs more than all the rest. It returns false if row and offset
+// may not belong together, since a batch was committed meanwhile, or the partition was given up.
+func (r *reader) readOne(k *presencev1.StateKey, resp *presencev1.GetStatesResponse) (done bool, err error) {
+	served, id := r.m.served.Load(), r.ids[0]
+	p := (*served)[id]
+	if p == nil {
+		resp.NotOwned = append(resp.NotOwned, 0)
+		return true, nil
+	}
+	commits := p.progress.commits.Load()
+	if commits%2 != 0 {
+		return false, nil
+	}
+	fresh := p.progress.read()
+	entry, err := r.entry(p.parts.store, p, &fresh)
 	if err != nil {
-		return v, nil, false, err
+		return false, err
 	}
-	r.row = store.Row{}
-	if found {
-		if state, err = r.row.Decode(r.value); err != nil {
-			return v, nil, false, err
-		}
+	if p.progress.commits.Load() != commits || r.m.served.Load() != served && r.m.owned()[id] != p {
+		r.table = nil
+		return false, nil
 	}
-	return presence.Status(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS()), state, found, nil
+	resp.Entries, r.seen = append(resp.Entries, entry), append(r.seen, partitionFreshness{id, fresh})
+	return true, nil
 }
 
-// entry reads the client of r.key; next is the partition's applied offset.
-func (r *reader) entry(p *partition, next int64) (*presencev1.StateEntry, error) {
-	v, state, found, err := r.verdict(p)
+// readAll answers for clients as a view of the store shows them, so that they belong together, and each to the offset of its partition.
+func (r *reader) readAll(keys []*presencev1.StateKey, resp *presencev1.GetStatesResponse) (err error) {
+	owned := r.m.owned()
+	for _, id := range r.ids {
+		if p := owned[id]; p != nil && r.freshOf(id) == nil {
+			r.seen = append(r.seen, partitionFreshness{id, p.progress.read()})
+		}
+	}
+	var view *store.View
+	if len(r.seen) > 0 {
+		if view, err = r.m.shared.Load().store.NewView(); err != nil {
+			return err
+		}
+		defer func() { err = closeView(view, err) }()
+		if err := r.lookUp(view, owned); err != nil {
+			return err
+		}
+	}
+	for i, k := range keys {
+		id := r.ids[i]
+		fresh := r.freshOf(id)
+		if fresh == nil {
+			resp.NotOwned = append(resp.NotOwned, uint32(i))
+			continue
+		}
+		r.locate(k)
+		entry, err := r.entry(view, owned[id], fresh)
+		if err != nil {
+			return fmt.Errorf("client %d of the request: %w", i, err)
+		}
+		entry.Index = uint32(i)
+		resp.Entries = append(resp.Entries, entry)
+	}
+	return nil
+}
+
+// lookUp sets the offsets that a view shows. A partition that was given up meanwhile may have been in other hands before the view was made.
+func (r *reader) lookUp(view *store.View, owned map[int32]*partition) error {
+	now := r.m.owned()
+	r.seen = slices.DeleteFunc(r.seen, func(f partitionFreshness) bool { return now[f.id] != owned[f.id] })
+	for i := range r.seen {
+		meta, _, err := view.Meta(r.seen[i].id)
+		if err != nil {
+			return err
+		}
+		r.seen[i].at(&meta)
+	}
+	return nil
+}
+
+// freshOf returns how far a partition that is read has come, nil if it is not.
+func (r *reader) freshOf(id int32) *freshness {
+	for i := range r.seen {
+		if r.seen[i].id == id {
+			return &r.seen[i].freshness
+		}
+	}
+	return nil
+}
+
+// load reads the row of the client of r.key; found is false if there is none.
+func (r *reader) load(from source, p *partition) (state []byte, found bool, err error) {
+	r.value, found, err = from.AppendRow(r.value[:0], p.id, r.key)
+	r.row = store.Row{}
+	if err == nil && found {
+		state, err = r.row.Decode(r.value)
+	}
+	return state, found, err
+}
+
+// entry reads the client of r.key from a source that is as fresh as stated.
+func (r *reader) entry(from source, p *partition, fresh *freshness) (*presencev1.StateEntry, error) {
+	state, found, err := r.load(from, p)
 	if err != nil {
 		return nil, err
 	}
-	e := r.describe(p, &v, found, next)
+	if r.table == nil {
+		// After the row, which may show transitions of the nodes: a table of before would not know of them.
+		r.table = p.parts.nodes.table()
+	}
+	v := presence.Status(&r.row.State, r.table.cluster(r.cluster), p.allowanceMS())
+	e := r.describe(p, &v, found, fresh.next)
 	if r.explain && e.GetFound() {
-		// The log is read after the row: it may hold a fact more, never one less.
-		if e.Evidence, err = r.evidence(p, state); err != nil {
+		if e.Evidence, err = r.evidence(from, p, state); err != nil {
 			return nil, err
 		}
 	}
 	if r.sessions && e.GetFound() {
-		if e.History, err = r.history(p, &v); err != nil {
+		if e.History, err = r.history(from, p, &v, fresh.appliedMS); err != nil {
 			return nil, err
 		}
 	}

@@ -356,6 +356,14 @@ func (s *Store) Logged(partition int32) (int64, error) {
 // set, and not after. The client is the key of its records.
 func (s *Store) Evidence(partition int32, client []byte) (entries []Evidence, complete int, cut bool, err error) {
 	log, _, err := s.appendValue(nil, appendClient(nil, kindEvidence, partition, client), partition)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	return decodeEvidence(log)
+}
+
+// decodeEvidence reads a client's log.
+func decodeEvidence(log []byte) (entries []Evidence, complete int, cut bool, err error) {
 	for err == nil && len(log) > 0 {
 		var entry []byte
 		if entry, log, err = nextEvidence(log); err != nil {

@@ -62,14 +62,6 @@ func (v *View) iter(lower, upper []byte) (*pebble.Iterator, error) {
 	return newIter(v.snap, lower, upper)
 }
 
-// Swept returns the node-events offset up to which every row of a partition shows the node facts; -1 for none.
-func (v *View) Swept(partition int32) (int64, error) {
-	m := Meta{SweptNode: -1}
-	v.key = appendPrefix(v.key[:0], kindMeta, partition)
-	_, err := v.get(v.key, m.decode)
-	return m.SweptNode, err
-}
-
 // Indexed reports whether indexes and counters of a partition are what its rows say.
 func (v *View) Indexed(partition int32) (bool, error) {
 	var version int64
