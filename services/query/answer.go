@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -131,7 +132,7 @@ func (a *answers) GetClient(ctx context.Context, req *presencev1.GetClientReques
 		return nil, err
 	}
 	if !e.GetFound() {
-		return nil, status.Error(codes.NotFound, neverSeen(e))
+		return nil, status.Error(codes.NotFound, neverSeen(e, a.freshness(r, e)))
 	}
 	c := client(a.clusterOf(req.GetCluster()), req.GetClientId(), e)
 	c.Freshness = a.freshness(r, e)
@@ -145,12 +146,16 @@ func validMinOffset(offset *int64) error {
 	return nil
 }
 
-func neverSeen(e *presencev1.StateEntry) string {
-	const never = "client_id: this client was never seen, "
-	if e.GetStatus() == "offline" {
-		return never + "and the feed is complete: it is offline. Check the spelling, which is case-sensitive, and the cluster"
+// neverSeen says what it means that a client was never seen. An answer that is an error has no freshness beside it, so it says that, too.
+func neverSeen(e *presencev1.StateEntry, f *presencev1.Freshness) string {
+	const never, check = "client_id: this client was never seen, ", ". Check the spelling, which is case-sensitive, and the cluster"
+	switch {
+	case e.GetStatus() != "offline":
+		return never + "but the feed is not known to be complete: it is probably offline" + check
+	case f.GetStale():
+		return never + "but what is known is stale (" + strings.Join(f.GetStaleReasons(), ", ") + "): it was offline before" + check
 	}
-	return never + "but the feed is not known to be complete: it is probably offline. Check the spelling, which is case-sensitive, and the cluster"
+	return never + "and the feed is complete: it is offline" + check
 }
 
 // BatchGetClients implements the call of both transports. The freshness of the clients stands once, beside them.

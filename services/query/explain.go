@@ -33,7 +33,7 @@ func (a *answers) ExplainClient(ctx context.Context, req *presencev1.ExplainClie
 	}
 	fresh := a.freshness(r, e)
 	if !e.GetFound() {
-		return nil, withDetails(codes.NotFound, neverSeen(e)+". "+explainFeed(r.GetHealth(), fresh.GetFeed()).GetSummary(),
+		return nil, withDetails(codes.NotFound, neverSeen(e, fresh)+". "+explainFeed(r.GetHealth(), fresh.GetFeed()).GetSummary(),
 			&errdetails.ErrorInfo{Reason: reasonNeverSeen, Domain: errorDomain, Metadata: map[string]string{
 				"status": e.GetStatus(), "status_reason": e.GetStatusReason(), "belief": e.GetBelief(), "feed": fresh.GetFeed(),
 			}})

@@ -36,7 +36,7 @@ func (a *answers) ListSessions(ctx context.Context, req *presencev1.ListSessions
 		return nil, err
 	}
 	if !e.GetFound() {
-		return nil, status.Error(codes.NotFound, neverSeen(e))
+		return nil, status.Error(codes.NotFound, neverSeen(e, a.freshness(r, e)))
 	}
 	past := pastOf(e)
 	answer := &presencev1.ListSessionsResponse{
