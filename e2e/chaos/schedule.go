@@ -66,13 +66,14 @@ func (s Step) String() string {
 }
 
 const (
-	// sessionMS is that of the consumer groups: a materializer that is away for longer is another owner's, and wakes up fenced.
+	// session is that of the consumer groups: a materializer that is away for longer is another owner's, and wakes up fenced.
 	session = 10 * time.Second
 	// calm is the time at the beginning and at the end without a new fault.
 	calm = 3 * time.Second
-	// first of the steps that end all of Kafka, and the time between two.
+	// allKafkaEvery is the time before the first step that ends all of Kafka, and between two.
 	allKafkaEvery = 4 * time.Minute
-	brokerEvery   = 3 * time.Minute
+	// brokerEvery is the time between two ends of the MQTT broker.
+	brokerEvery = 3 * time.Minute
 )
 
 // settle is how long after a fault the next one of the same kind may come: a broker of Kafka is to be in sync again before the next one goes.
