@@ -1,7 +1,9 @@
 // Package kafka is the Kafka broker inside presence: franz-go's kfake, one broker that keeps everything in a folder.
 //
-// What it acknowledges is on disk: records, committed offsets and producer state outlive a killed process. Any Kafka client can use it at
-// its address, without TLS and SASL, so that address should stay on loopback.
+// What it acknowledges is on disk: records, committed offsets and producer state outlive a killed process and a loss of power. Nor does a
+// consumer see a record before. The files are synced together, by those who wait for it, and not in the order in which they were written: a
+// loss of power may leave any part of what was not acknowledged. Any Kafka client can use it at its address, without TLS and SASL, so that
+// address should stay on loopback.
 //
 // It differs from Kafka where kfake does. Compaction runs hourly, does not know min.compaction.lag.ms, and rewrites a partition in place.
 // Retention applies to compacted topics too, for which it is therefore off. Positions of all record batches are held in memory, about

@@ -38,12 +38,13 @@ type Kafka struct {
 	cluster *kfake.Cluster
 	addr    string
 	logger  *logger
+	syncer  *syncer
 	once    sync.Once
 }
 
 // Open reads the folder and begins to serve. The caller must Run or Close the broker.
 func Open(cfg Config, log *slog.Logger) (*Kafka, error) {
-	k := &Kafka{logger: &logger{log: log.With(service.KeyComponent, "kafka")}}
+	k := &Kafka{logger: &logger{log: log.With(service.KeyComponent, "kafka")}, syncer: newSyncer(cfg.Dir)}
 	var err error
 	k.cluster, err = kfake.NewCluster(
 		kfake.NumBrokers(1),
@@ -52,13 +53,12 @@ func Open(cfg Config, log *slog.Logger) (*Kafka, error) {
 			if err != nil {
 				return nil, err
 			}
-			a := &advertised{Listener: l, addr: advertise(l.Addr())}
+			a := &advertised{Listener: l, addr: advertise(l.Addr()), syncer: k.syncer}
 			k.addr = a.addr.String()
 			return a, nil
 		}),
 		kfake.ClusterID(clusterID),
 		kfake.DataDir(cfg.Dir),
-		kfake.SyncWrites(),
 		// kfake applies the broker's retention to compacted topics as well; the others state their own.
 		kfake.BrokerConfigs(map[string]string{"log.retention.ms": "-1"}),
 		kfake.WithLogger(k.logger),
@@ -81,6 +81,8 @@ func (k *Kafka) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return k.Close()
+		case <-k.syncer.failed:
+			return errors.Join(k.syncer.wait(), k.Close())
 		case <-clean.C:
 			k.cluster.Compact()
 		}
@@ -90,6 +92,9 @@ func (k *Kafka) Run(ctx context.Context) error {
 // Close stops the broker. What it holds is complete on disk before, unless an earlier write was reported as failed.
 func (k *Kafka) Close() error {
 	k.once.Do(k.cluster.Close)
+	if err := k.syncer.wait(); err != nil {
+		return fmt.Errorf("close the embedded kafka: %w", err)
+	}
 	if n := k.logger.errors.Load(); n > 0 {
 		return fmt.Errorf("close the embedded kafka: it logged %d errors, the first: %w", n, k.logger.first())
 	}
@@ -112,10 +117,20 @@ func Bound(ctx context.Context, cl *kgo.Client, topic string, bytes int64) error
 	return nil
 }
 
-// advertised is a listener whose address is what metadata tells clients.
+// advertised is a listener whose address is what metadata tells clients, and whose connections wait for the syncer.
 type advertised struct {
 	net.Listener
-	addr net.Addr
+	addr   net.Addr
+	syncer *syncer
+}
+
+// Accept returns the next connection.
+func (a *advertised) Accept() (net.Conn, error) {
+	c, err := a.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return durable{Conn: c, syncer: a.syncer}, nil
 }
 
 // Addr returns the address for clients.
