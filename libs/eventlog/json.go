@@ -68,6 +68,21 @@ func (w *objectWriter) optBool(name string, v presence.Opt[bool]) {
 	}
 }
 
+func (w *objectWriter) ints(name string, list []int64) {
+	for i, v := range list {
+		if i == 0 {
+			w.name(name)
+			w.b = append(w.b, '[')
+		} else {
+			w.b = append(w.b, ',')
+		}
+		w.b = strconv.AppendInt(w.b, v, 10)
+	}
+	if len(list) > 0 {
+		w.b = append(w.b, ']')
+	}
+}
+
 func (w *objectWriter) base64(name string, v []byte) {
 	if len(v) > 0 {
 		w.name(name)
@@ -383,6 +398,28 @@ func (r *objectReader) int(v *int64, lo, hi int64) {
 
 // ms reads a time, a duration or an offset: none is negative.
 func (r *objectReader) ms(v *int64) { r.int(v, 0, math.MaxInt64) }
+
+// times reads a list of times.
+func (r *objectReader) times() []int64 {
+	if r.null() || !r.expect('[') {
+		return nil
+	}
+	var list []int64
+	for r.err == nil {
+		if r.peek() == ']' && len(list) == 0 {
+			break
+		}
+		var v int64
+		r.ms(&v)
+		list = append(list, v)
+		if r.err != nil || r.peek() != ',' {
+			break
+		}
+		r.i++
+	}
+	r.expect(']')
+	return list
+}
 
 func (r *objectReader) uint32(v *uint32) {
 	n := int64(*v)

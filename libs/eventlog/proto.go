@@ -87,7 +87,7 @@ func nodeProto(f *presence.NodeFact) []byte {
 		UptimeMs: pointer(f.UptimeMS), StartedMs: f.StartedMS, StartedReceivedMs: f.StartedReceivedMS,
 		CompleteSinceMs: f.CompleteSinceMS, GapFromMs: f.GapFromMS, GapToMs: f.GapToMS, ResyncedMs: f.ResyncedMS,
 		DroppedCount: f.DroppedCount, DroppedFromMs: f.DroppedFromMS, DroppedToMs: f.DroppedToMS, LeaseMs: f.LeaseMS,
-		SetBackFromMs: f.SetBackFromMS, SetBackToMs: f.SetBackToMS,
+		SetBackFromMs: f.SetBackFromMS, SetBackToMs: f.SetBackToMS, CoveredMs: coveredTimes(f),
 	})
 }
 
@@ -102,6 +102,9 @@ func nodeFromProto(b []byte, f *presence.NodeFact) error {
 		CompleteSinceMS: m.GetCompleteSinceMs(), GapFromMS: m.GetGapFromMs(), GapToMS: m.GetGapToMs(), ResyncedMS: m.GetResyncedMs(),
 		DroppedCount: m.GetDroppedCount(), DroppedFromMS: m.GetDroppedFromMs(), DroppedToMS: m.GetDroppedToMs(), LeaseMS: m.GetLeaseMs(),
 		SetBackFromMS: m.GetSetBackFromMs(), SetBackToMS: m.GetSetBackToMs(),
+	}
+	if err := setCovered(f, m.GetCoveredMs()); err != nil {
+		return fmt.Errorf("%w: field \"covered_ms\": %w", ErrBadRecord, err)
 	}
 	return notNegative(map[string]int64{"time_ms": f.TimeMS, "received_ms": f.ReceivedMS, "uptime_ms": f.UptimeMS.Value, "started_ms": f.StartedMS,
 		"started_received_ms": f.StartedReceivedMS, "complete_since_ms": f.CompleteSinceMS, "gap_from_ms": f.GapFromMS, "gap_to_ms": f.GapToMS,

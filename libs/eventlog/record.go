@@ -324,7 +324,34 @@ func AppendNodeFactJSON(dst []byte, f *presence.NodeFact) []byte {
 	w.int("lease_ms", f.LeaseMS)
 	w.int("set_back_from_ms", f.SetBackFromMS)
 	w.int("set_back_to_ms", f.SetBackToMS)
+	w.ints("covered_ms", coveredTimes(f))
 	return w.close()
+}
+
+// coveredTimes returns the spans that a Feed fact has covered as a flat list: from, to, from, to.
+func coveredTimes(f *presence.NodeFact) []int64 {
+	var times []int64
+	for _, s := range f.Covered[:f.Covered.Len()] {
+		times = append(times, s.FromMS, s.ToMS)
+	}
+	return times
+}
+
+// setCovered is the inverse of coveredTimes. Of more spans than there is room for the latest stay.
+func setCovered(f *presence.NodeFact, times []int64) error {
+	if len(times)%2 != 0 {
+		return fmt.Errorf("%d times are no list of from, to", len(times))
+	}
+	last := int64(0)
+	for i := 0; i < len(times); i += 2 {
+		from, to := times[i], times[i+1]
+		if from <= 0 || from < last || to < from {
+			return fmt.Errorf("%d to %d is no span after %d", from, to, last)
+		}
+		f.Covered.Add(from, to)
+		last = to
+	}
+	return nil
 }
 
 func decodeNodeFactJSON(b []byte, f *presence.NodeFact) error {
@@ -352,6 +379,11 @@ func decodeNodeFactJSON(b []byte, f *presence.NodeFact) error {
 			f.Dialect = r.dialect()
 		case "uptime_ms":
 			r.optMS(&f.UptimeMS)
+		case "covered_ms":
+			f.Covered = presence.Coverage{}
+			if err := setCovered(f, r.times()); err != nil {
+				r.fail(err)
+			}
 		default:
 			if n := numbers[string(name)]; n != nil {
 				r.ms(n)

@@ -49,6 +49,9 @@ type NodeFact struct {
 	DroppedFromMS   int64 // interval of the latest drops
 	DroppedToMS     int64
 	LeaseMS         int64 // the feed counts as down if no heartbeat follows within
+	// Covered are the times before CompleteSinceMS in which the subscription was complete: what it missed between them, another bridge may have
+	// received.
+	Covered Coverage
 
 	// Alive, Started: the node's clock was set back, from SetBackFromMS to SetBackToMS, so that stamps between them come twice (H9). The
 	// latest such step that the bridge has seen; 0 if there was none.
@@ -173,85 +176,7 @@ func compareFeed(a, b *NodeFact) int {
 	return cmp.Or(cmp.Compare(a.ReceivedMS, b.ReceivedMS), cmp.Compare(a.DroppedCount, b.DroppedCount), cmp.Compare(a.GapFromMS, b.GapFromMS),
 		cmp.Compare(a.GapToMS, b.GapToMS), cmp.Compare(a.ResyncedMS, b.ResyncedMS), cmp.Compare(a.CompleteSinceMS, b.CompleteSinceMS),
 		cmp.Compare(a.DroppedFromMS, b.DroppedFromMS), cmp.Compare(a.DroppedToMS, b.DroppedToMS), cmp.Compare(a.LeaseMS, b.LeaseMS),
-		cmp.Compare(a.TimeMS, b.TimeMS), cmp.Compare(a.Dialect, b.Dialect), cmp.Compare(a.ID, b.ID))
-}
-
-// FeedComplete reports whether some bridge has received everything since every known node's generation began, so that a client
-// never seen is offline (L7). Without any node there is nothing to be complete about.
-func (c *Cluster) FeedComplete() bool {
-	if len(c.Nodes) == 0 {
-		return false
-	}
-	if _, _, unheard := c.unheard(); unheard {
-		return false
-	}
-	for _, f := range c.Feeds {
-		since := max(f.CompleteSinceMS, f.DroppedToMS)
-		if f.CompleteSinceMS != 0 && (f.ResyncedMS >= since || c.startedSince(since)) {
-			return true
-		}
-	}
-	return false
-}
-
-// unheard returns when events of a node that was silent may have been lost. toMS is 0 while it is silent.
-func (c *Cluster) unheard() (fromMS, toMS int64, open bool) {
-	var syncedMS int64
-	for _, f := range c.Feeds {
-		syncedMS = max(syncedMS, f.ResyncedMS)
-	}
-	for _, n := range c.Nodes {
-		if !n.unheard(syncedMS) {
-			continue
-		}
-		to := n.AliveMS
-		if n.Silent() {
-			to = 0
-		}
-		fromMS, toMS = widen(fromMS, toMS, n.SilentMS, to, open)
-		open = true
-	}
-	return fromMS, toMS, open
-}
-
-// widen returns the interval that holds two, whose ends are 0 while they last; the first is none unless has is true.
-func widen(from, to, from2, to2 int64, has bool) (int64, int64) {
-	switch {
-	case !has:
-		return from2, to2
-	case to == 0 || to2 == 0:
-		return min(from, from2), 0
-	}
-	return min(from, from2), max(to, to2)
-}
-
-// FeedGap returns the interruption that makes answers stale, on the bridge's clock: every bridge has one, or lost facts, or a node that the cluster
-// still has on its list was silent (L4); and neither a finished sweep nor newer generations have healed it. toMS is 0 while it lasts.
-func (c *Cluster) FeedGap() (fromMS, toMS int64, open bool) {
-	whole := false
-	for _, f := range c.Feeds {
-		healed := func(to int64) bool { return to != 0 && (f.ResyncedMS >= to || c.startedSince(to)) }
-		whole = true
-		if f.GapFromMS != 0 && !healed(f.GapToMS) {
-			fromMS, toMS = widen(fromMS, toMS, f.GapFromMS, f.GapToMS, open)
-			whole, open = false, true
-		}
-		if f.DroppedToMS != 0 && !healed(f.DroppedToMS) {
-			fromMS, toMS = widen(fromMS, toMS, f.DroppedFromMS, f.DroppedToMS, open)
-			whole, open = false, true
-		}
-		if whole {
-			break
-		}
-	}
-	if whole {
-		fromMS, toMS, open = 0, 0, false
-	}
-	if from, to, unheard := c.unheard(); unheard {
-		fromMS, toMS = widen(fromMS, toMS, from, to, open)
-		open = true
-	}
-	return fromMS, toMS, open
+		cmp.Compare(a.TimeMS, b.TimeMS), cmp.Compare(a.Dialect, b.Dialect), a.Covered.compare(&b.Covered), cmp.Compare(a.ID, b.ID))
 }
 
 // startedSince reports whether every node that is still there began its generation at or after ms, on the bridge's clock.

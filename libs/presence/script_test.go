@@ -139,7 +139,13 @@ func (s *script) nodeFact(t *testing.T, kind string, a map[string]string) (NodeF
 	f := NodeFact{Cluster: "default", Node: a["node"], Bridge: "b" + a["bridge"], ReceivedMS: number(t, a["received"]), StartedMS: number(t, a["started"]),
 		StartedReceivedMS: number(t, a["started"]), CompleteSinceMS: number(t, a["complete"]), GapFromMS: number(t, a["from"]), GapToMS: number(t, a["to"]),
 		SetBackFromMS: number(t, a["back-from"]), SetBackToMS: number(t, a["back-to"]),
-		ResyncedMS: number(t, a["resynced"]), DroppedFromMS: number(t, a["dropped-from"]), DroppedToMS: number(t, a["dropped-to"])}
+		ResyncedMS: number(t, a["resynced"]), DroppedFromMS: number(t, a["dropped-from"]), DroppedToMS: number(t, a["dropped-to"]), LeaseMS: number(t, a["lease"])}
+	if a["covered"] != "" {
+		for _, span := range strings.Split(a["covered"], ",") {
+			from, to, _ := strings.Cut(span, "-")
+			f.Covered.Add(number(t, from), number(t, to))
+		}
+	}
 	if a["started-received"] != "" {
 		f.StartedReceivedMS = number(t, a["started-received"])
 	}

@@ -16,6 +16,13 @@ const rowLateMS = presence.SettleMS - 2*bridgeSkewMS
 // bridgeSkewMS is how far the second bridge's clock is behind the first's.
 const bridgeSkewMS = 300
 
+// turnDelayMS is how long an event may take to arrive where two bridges take turns: what reaches neither of them has then been told of while one of
+// them was away.
+const turnDelayMS = presence.DefaultAllowanceMS - bridgeSkewMS - 1
+
+// firstStampMS is how long after it began a session may still receive lines of a stamp that began before.
+const firstStampMS = 2_000
+
 // bridge is an ideal bridge: it loses nothing that it receives, unless told so, and knows what it has not received.
 type bridge struct {
 	sim   *sim
@@ -62,6 +69,7 @@ func (b *bridge) join(again bool) {
 	if b.kept {
 		b.kept = false
 		b.feed.CompleteSinceMS, b.feed.GapFromMS, b.feed.GapToMS = b.before.CompleteSinceMS, b.before.GapFromMS, b.before.GapToMS
+		b.feed.Covered = b.before.Covered
 		for i := range s.h.Deliveries {
 			if d := &s.h.Deliveries[i]; d.held && d.Bridge == b.index {
 				d.held = false
@@ -77,7 +85,13 @@ func (b *bridge) join(again bool) {
 		if b.feed.GapFromMS != 0 {
 			b.gap(b.feed.GapFromMS - b.skew)
 		}
-		b.sim.h.sessions = append(b.sim.h.sessions, session{b.index, b.now()})
+		left := s.plan.Nodes[0].Clock == Seconds && slices.ContainsFunc(s.bridges, func(o *bridge) bool {
+			return o != b && o.up && o.feed.CompleteSinceMS != 0 && o.feed.CompleteSinceMS+presence.DefaultAllowanceMS <= b.now()
+		})
+		if left {
+			b.feed.CompleteSinceMS += firstStampMS + turnDelayMS
+		}
+		b.sim.h.sessions = append(b.sim.h.sessions, session{b.index, b.now(), left})
 		s.quietMS = max(s.quietMS, s.nowMS+presence.SettleMS+maxDelayMS)
 	}
 	b.assert()
@@ -116,6 +130,7 @@ func (b *bridge) cut(keep bool) {
 			s.h.Hazards.set(12)
 		}
 	}
+	b.feed.Covered.Add(b.feed.CompleteSinceMS, b.now())
 	b.feed.CompleteSinceMS, b.feed.GapFromMS, b.feed.GapToMS = 0, b.now(), 0
 	b.assert()
 }
@@ -127,6 +142,7 @@ func (b *bridge) gap(fromMS int64) {
 	if !b.up {
 		f = &b.before
 	}
+	b.incomplete(fromMS+b.skew, s.nowMS+b.skew)
 	f.CompleteSinceMS, f.GapFromMS, f.GapToMS = s.nowMS+b.skew, max(f.GapFromMS, fromMS+b.skew), s.nowMS+b.skew
 	for _, n := range s.nodes {
 		if n.silent || n.gone {
@@ -156,14 +172,23 @@ func (b *bridge) overrun(forMS int64) {
 	s.at(s.nowMS+forMS, func() {
 		b.feed.DroppedFromMS, b.feed.DroppedToMS = fromMS, b.now()
 		b.feed.DroppedCount++
-		if b.feed.CompleteSinceMS != 0 {
-			b.feed.CompleteSinceMS = b.now()
-		}
-		if b.before.CompleteSinceMS != 0 {
-			b.before.CompleteSinceMS = b.now()
-		}
+		b.incomplete(fromMS, b.now())
 		b.assert()
 	})
+}
+
+// incomplete records that something is missing that would have come between two times.
+func (b *bridge) incomplete(fromMS, toMS int64) {
+	for _, f := range []*presence.NodeFact{&b.feed, &b.before} {
+		f.Covered.Cut(fromMS, toMS)
+		if f.CompleteSinceMS == 0 {
+			continue
+		}
+		if f.CompleteSinceMS < fromMS {
+			f.Covered.Add(f.CompleteSinceMS, fromMS)
+		}
+		f.CompleteSinceMS = max(f.CompleteSinceMS, toMS)
+	}
 }
 
 func (b *bridge) drop(d *Delivery) {
@@ -224,7 +249,11 @@ func (b *bridge) receive(e *Event, d *dice) bool {
 	if !b.up && !b.kept {
 		return false
 	}
-	at := b.now() + delay(d)
+	late := delay(d)
+	if len(b.sim.bridges) > 1 && (b.sim.plan.Flaky || b.sim.plan.Mode == Lossy) {
+		late = min(late, turnDelayMS)
+	}
+	at := b.now() + late
 	if e.Habits.Ordered {
 		at = max(at, b.lastMS[e.Node])
 		b.lastMS[e.Node] = at

@@ -205,7 +205,9 @@ func (s *sim) begin(d *dice) {
 		return
 	}
 	for _, b := range s.bridges {
-		b.join(false)
+		if b.index == 0 || !s.plan.Flaky {
+			b.join(false)
+		}
 	}
 	s.nowMS += 5_000
 	for _, n := range s.nodes {
@@ -279,6 +281,13 @@ func (s *sim) step(st *Step) {
 		}
 	case Forget:
 		s.forget(c)
+	case Flap:
+		s.advance(s.nowMS + 1)
+		if b := s.bridges[len(s.bridges)-1]; b.index > 0 && b.up {
+			b.cut(st.Keep)
+		} else if b.index > 0 {
+			b.join(false)
+		}
 	}
 }
 

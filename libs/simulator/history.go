@@ -23,6 +23,8 @@ type History struct {
 type session struct {
 	bridge  int
 	sinceMS int64
+	// left: another bridge is there, to which the lines are left that this one cannot number.
+	left bool
 }
 
 // Delivery is one arrival: of an event, with the fact that an ideal reader makes of it, of the answer to a query, or of what a bridge says
@@ -82,14 +84,20 @@ func (s *sim) finish() {
 			continue
 		}
 		var order uint32
+		left := false
 		switch d.Event.Habits.Clock {
 		case Seconds:
 			order = orders[d.Bridge].next(h, d, d.Event.StampMS)
+			left = order == 0 && orders[d.Bridge].left && !orders[d.Bridge].whole
 		case Received:
 			// The bridge's own stamps are in order, and it knows the order of those that are equal.
 			order = orders[d.Bridge].next(h, d, d.ReceivedMS)
 		}
-		d.Client, d.Event.Lost = d.Event.Client, ""
+		d.Client = d.Event.Client
+		if left {
+			continue
+		}
+		d.Event.Lost = ""
 		if d.Client >= 0 {
 			d.Fact, d.IsFact = d.Event.fact(d.ReceivedMS, order)
 		}
@@ -111,18 +119,19 @@ type lineOrder struct {
 	stampMS int64
 	count   uint32
 	whole   bool // the session saw the stamp begin
+	left    bool // see session
 	lines   int
 }
 
 func (o *lineOrder) next(h *History, d *Delivery, at int64) uint32 {
 	for _, s := range h.sessions {
 		if s.bridge == d.Bridge && s.sinceMS <= d.ReceivedMS && s.sinceMS > o.session {
-			*o = lineOrder{session: s.sinceMS}
+			*o = lineOrder{session: s.sinceMS, left: s.left}
 		}
 	}
 	switch {
 	case o.lines == 0:
-		o.stampMS, o.whole = at, d.Event.TrueMS >= o.session+2_000 || d.Event.Habits.Clock == Received
+		o.stampMS, o.whole = at, d.Event.TrueMS >= o.session+firstStampMS || d.Event.Habits.Clock == Received
 	case at > o.stampMS:
 		o.stampMS, o.count, o.whole = at, 0, true
 	case at < o.stampMS:

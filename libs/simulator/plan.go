@@ -46,11 +46,12 @@ const (
 	Sweep                       // the bridge asks for every client
 	Kill                        // a connection dies without a word
 	Forget                      // a client that is gone is to be forgotten
+	Flap                        // the second bridge loses its session, or subscribes again
 	numActions
 )
 
 var actionWords = [numActions]string{"connect", "end", "stranger", "noise", "expire session", "kick", "crash", "stop", "boot", "storm", "set clock", "split", "heal",
-	"hush", "cut", "join", "overrun", "sweep", "kill", "forget"}
+	"hush", "cut", "join", "overrun", "sweep", "kill", "forget", "flap"}
 
 func (a Action) String() string { return actionWords[a] }
 
@@ -77,6 +78,7 @@ type Plan struct {
 	SkewMS  []int64 // of each node's clock
 	Clients int
 	Bridges int  // 1 or 2
+	Flaky   bool // of two bridges the second comes later, and comes and goes
 	Late    bool // the bridge subscribes after the nodes have started
 	Steps   []Step
 }
@@ -107,6 +109,7 @@ func NewPlan(setup *Setup, mode Mode, seed uint64) *Plan {
 		p.Bridges = 2
 	}
 	p.Late = mode == Lossy && d.in(30)
+	p.Flaky = p.Bridges == 2 && d.in(50)
 	steps := 4 + d.n(8*p.Clients)
 	heal := steps
 	if mode == Lossy && d.in(60) {
@@ -161,6 +164,9 @@ func (p *Plan) newStep(d *dice, healed bool) Step {
 			s.Action = Action(a)
 			break
 		}
+	}
+	if p.Flaky && d.in(20) {
+		s.Action = Flap
 	}
 	switch s.Action {
 	case Stranger:

@@ -319,6 +319,9 @@ type NodeEvent struct {
 	// alive, started: the node's clock was set back from the first time to the second: stamps between them come twice.
 	SetBackFromMs int64 `protobuf:"varint,20,opt,name=set_back_from_ms,json=setBackFromMs,proto3" json:"set_back_from_ms,omitempty"`
 	SetBackToMs   int64 `protobuf:"varint,21,opt,name=set_back_to_ms,json=setBackToMs,proto3" json:"set_back_to_ms,omitempty"`
+	// feed: the latest times before complete_since_ms in which it was complete: from, to, from, to, and so on. What one bridge missed another one may
+	// have received.
+	CoveredMs     []int64 `protobuf:"varint,22,rep,packed,name=covered_ms,json=coveredMs,proto3" json:"covered_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -498,6 +501,13 @@ func (x *NodeEvent) GetSetBackToMs() int64 {
 		return x.SetBackToMs
 	}
 	return 0
+}
+
+func (x *NodeEvent) GetCoveredMs() []int64 {
+	if x != nil {
+		return x.CoveredMs
+	}
+	return nil
 }
 
 // ClientState is the value of a record of presence.client-state.v1: a transition, a changed state without one, or a checkpoint.
@@ -752,7 +762,7 @@ const file_presence_v1_event_proto_rawDesc = "" +
 	"\r_keep_alive_sB\x0e\n" +
 	"\f_clean_startB\x13\n" +
 	"\x11_session_expiry_sB\t\n" +
-	"\a_online\"\xab\x05\n" +
+	"\a_online\"\xca\x05\n" +
 	"\tNodeEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -778,7 +788,9 @@ const file_presence_v1_event_proto_rawDesc = "" +
 	"\rdropped_to_ms\x18\x12 \x01(\x03R\vdroppedToMs\x12\x19\n" +
 	"\blease_ms\x18\x13 \x01(\x03R\aleaseMs\x12'\n" +
 	"\x10set_back_from_ms\x18\x14 \x01(\x03R\rsetBackFromMs\x12#\n" +
-	"\x0eset_back_to_ms\x18\x15 \x01(\x03R\vsetBackToMsB\f\n" +
+	"\x0eset_back_to_ms\x18\x15 \x01(\x03R\vsetBackToMs\x12\x1d\n" +
+	"\n" +
+	"covered_ms\x18\x16 \x03(\x03R\tcoveredMsB\f\n" +
 	"\n" +
 	"_uptime_ms\"\xe6\x04\n" +
 	"\vClientState\x12\x12\n" +
