@@ -1,10 +1,12 @@
 package materializer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,10 +229,23 @@ func (q *queue) announce() {
 	}
 }
 
-// take appends at most limit records to dst.
-func (q *queue) take(dst []*kgo.Record, limit int) []*kgo.Record {
+// first returns the offset of the first record, -1 if there is none.
+func (q *queue) first() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.records) == 0 {
+		return -1
+	}
+	return q.records[0].Offset
+}
+
+// take appends at most limit records to dst, all of which are below an offset.
+func (q *queue) take(dst []*kgo.Record, limit int, below int64) []*kgo.Record {
 	q.mu.Lock()
 	n := min(limit, len(q.records))
+	if n > 0 && q.records[n-1].Offset >= below {
+		n, _ = slices.BinarySearchFunc(q.records[:n], below, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
+	}
 	dst = append(dst, q.records[:n]...)
 	clear(q.records[:n])
 	if q.records = q.records[n:]; len(q.records) == 0 {

@@ -38,6 +38,7 @@ type Materializer struct {
 
 	readers sync.Pool // of *reader
 	backups backups
+	digests chan struct{} // holds one for each digest that is computed
 }
 
 // New returns a materializer. It registers its metrics with reg and opens nothing yet.
@@ -45,7 +46,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Materializer
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	m := &Materializer{cfg: cfg, log: log.With(service.KeyComponent, "materializer")}
+	m := &Materializer{cfg: cfg, log: log.With(service.KeyComponent, "materializer"), digests: make(chan struct{}, maxDigests)}
 	m.served.Store(&map[int32]*partition{})
 	var err error
 	if m.metrics, err = newMetrics(reg, m); err != nil {

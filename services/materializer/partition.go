@@ -44,6 +44,7 @@ type partition struct {
 	progress progress
 	indexed  atomic.Bool   // the indexes are what the rows say
 	repairs  chan struct{} // holds the wish that they be built anew
+	stops    *stops
 
 	// What follows belongs to the goroutine of run.
 	meta    store.Meta
@@ -74,12 +75,14 @@ func newPartition(id int32, ps *parts) *partition {
 	p.queue = newQueue(&p.progress, ps.fetcher.signal)
 	p.outbox = newOutbox()
 	p.repairs = make(chan struct{}, 1)
+	p.stops = newStops()
 	p.folds.init()
 	return p
 }
 
 // run owns the partition until ctx ends, with errGivenUp or errLost as its cause. It calls serving when rows may be read.
 func (p *partition) run(ctx context.Context, serving func()) (err error) {
+	defer p.stops.end()
 	var pub *publisher
 	if p.parts.cfg.Publish {
 		if pub, err = newPublisher(ctx, p); err != nil {
@@ -190,14 +193,18 @@ func (p *partition) work(ctx context.Context) error {
 				limit = catchUpBatch
 			}
 			clear(records)
-			records = p.queue.take(records[:0], limit)
+			records = p.queue.take(records[:0], limit, p.stops.below())
 			err = p.foldBatch(ctx, records)
 		case <-checkpoints.C:
 			err = p.checkpoint(ctx)
 		case <-p.repairs:
 			err = p.indexes.Invalidate()
+		case <-p.stops.wake:
 		case <-table.replaced:
 		case <-idle:
+		}
+		if err == nil {
+			p.makeStops()
 		}
 		if err == nil && p.sweep.active() {
 			err = p.sweepChunk(ctx)

@@ -31,7 +31,10 @@ type DigestStatesRequest struct {
 	// Only keys up to this one; empty: to the last.
 	Until []byte `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	// A block for each client.
-	Each          bool `protobuf:"varint,5,opt,name=each,proto3" json:"each,omitempty"`
+	Each bool `protobuf:"varint,5,opt,name=each,proto3" json:"each,omitempty"`
+	// What has expired by this time is left out, also if the partition's clock has not come there; 0: what has by the partition's clock. A replica
+	// that was restored from client-state may be behind another one's clock.
+	ClockMs       int64 `protobuf:"varint,6,opt,name=clock_ms,json=clockMs,proto3" json:"clock_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -101,6 +104,13 @@ func (x *DigestStatesRequest) GetEach() bool {
 	return false
 }
 
+func (x *DigestStatesRequest) GetClockMs() int64 {
+	if x != nil {
+		return x.ClockMs
+	}
+	return 0
+}
+
 type DigestStatesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Head          *DigestHead            `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
@@ -159,8 +169,10 @@ type DigestHead struct {
 	Offset int64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
 	// Of client-events.
 	PartitionCount int32 `protobuf:"varint,2,opt,name=partition_count,json=partitionCount,proto3" json:"partition_count,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The partition's clock at the offset, by which clients expire.
+	ClockMs       int64 `protobuf:"varint,3,opt,name=clock_ms,json=clockMs,proto3" json:"clock_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DigestHead) Reset() {
@@ -207,12 +219,19 @@ func (x *DigestHead) GetPartitionCount() int32 {
 	return 0
 }
 
+func (x *DigestHead) GetClockMs() int64 {
+	if x != nil {
+		return x.ClockMs
+	}
+	return 0
+}
+
 type DigestBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Key of the last client in it.
 	Last    []byte `protobuf:"bytes,1,opt,name=last,proto3" json:"last,omitempty"`
 	Clients int64  `protobuf:"varint,2,opt,name=clients,proto3" json:"clients,omitempty"`
-	// SHA-256 over keys and states, cut to 16 bytes.
+	// SHA-256 over keys and states, cut to 16 bytes. What expires, or was forgotten, and up to when, is not in it: that may differ for a while.
 	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2937,21 +2956,23 @@ var File_presence_v1_state_proto protoreflect.FileDescriptor
 
 const file_presence_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17presence/v1/state.proto\x12\vpresence.v1\"\x9b\x01\n" +
+	"\x17presence/v1/state.proto\x12\vpresence.v1\"\xb6\x01\n" +
 	"\x13DigestStatesRequest\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x1b\n" +
 	"\x06offset\x18\x02 \x01(\x03H\x00R\x06offset\x88\x01\x01\x12\x14\n" +
 	"\x05after\x18\x03 \x01(\fR\x05after\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\fR\x05until\x12\x12\n" +
-	"\x04each\x18\x05 \x01(\bR\x04eachB\t\n" +
+	"\x04each\x18\x05 \x01(\bR\x04each\x12\x19\n" +
+	"\bclock_ms\x18\x06 \x01(\x03R\aclockMsB\t\n" +
 	"\a_offset\"u\n" +
 	"\x14DigestStatesResponse\x12+\n" +
 	"\x04head\x18\x01 \x01(\v2\x17.presence.v1.DigestHeadR\x04head\x120\n" +
-	"\x06blocks\x18\x02 \x03(\v2\x18.presence.v1.DigestBlockR\x06blocks\"M\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x18.presence.v1.DigestBlockR\x06blocks\"h\n" +
 	"\n" +
 	"DigestHead\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12'\n" +
-	"\x0fpartition_count\x18\x02 \x01(\x05R\x0epartitionCount\"S\n" +
+	"\x0fpartition_count\x18\x02 \x01(\x05R\x0epartitionCount\x12\x19\n" +
+	"\bclock_ms\x18\x03 \x01(\x03R\aclockMs\"S\n" +
 	"\vDigestBlock\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\fR\x04last\x12\x18\n" +
 	"\aclients\x18\x02 \x01(\x03R\aclients\x12\x16\n" +
