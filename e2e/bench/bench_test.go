@@ -30,7 +30,7 @@ func lines(t *testing.T, cfg config) []string {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
-	if err := run(ctx, cfg, &out); err != nil {
+	if err := run(ctx, cfg, &table{out: &out}); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	t.Logf("\n%s", &out)

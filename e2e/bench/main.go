@@ -1,6 +1,17 @@
-// Command bench compares what the goals of Presence compare, side by side in one run, and prints a table with each goal and whether it is met.
+// Command bench compares what the goals of Presence compare, side by side in one run, and prints a table with each goal and whether it is met. With
+// --page it also writes that as a document, with the profiles of our processes and a chart beside it.
 //
-// It runs Kafka, materializer and query service in this process, and asks them over loopback:
+// These parts start processes: a real Kafka on loopback, for which they need a JDK and Maven, our own binaries, and what is compared with them.
+// Without a program that they need they are skipped, and say so.
+//
+//	peers   rebuild and first pass of the materializer beside Kafka Streams, Goka, a bare fetch, and a fetch that produces a record for each event
+//	restore rebuild, first pass, restore from client-state, size on disk and lookups of a fleet of --clients clients
+//	scale   the same for each of --sizes, and the chart
+//	loaded  lookups in process, over REST and gRPC, while facts are folded
+//	visible from CONNECT to the answer that says online, beside the bare path, with an embedded Kafka and a real one
+//	bridge  MQTT to Kafka, beside a plain subscriber that counts (needs Mosquitto)
+//
+// These run Kafka, materializer and query service in this process, and ask them over loopback:
 //
 //	seed    the short REST call beside a bare net/http handler, with the same load
 //	grpc    GetStatus beside a bare gRPC server, with the same load
@@ -16,8 +27,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -27,8 +38,8 @@ import (
 
 // config is the command line.
 type config struct {
-	Parts    []string      `conf:"parts" usage:"what to measure: seed, grpc, list, flood, watch"`
-	Clients  int           `conf:"clients" usage:"clients in the store that lists are made from"`
+	Parts    []string      `conf:"parts" usage:"what to measure: peers, restore, scale, loaded, visible, bridge, seed, grpc, list, flood, watch"`
+	Clients  int           `conf:"clients" usage:"clients of peers, restore, loaded and list"`
 	Callers  int           `conf:"callers" usage:"callers of seed and grpc that ask at once, each on its own"`
 	Rounds   int           `conf:"rounds" usage:"how often seed and grpc take turns with what they are compared to"`
 	Round    time.Duration `conf:"round" usage:"how long one turn takes"`
@@ -37,9 +48,20 @@ type config struct {
 	Floods   int           `conf:"floods" usage:"connections of each transport over which one account floods"`
 	Watchers int           `conf:"watchers" usage:"watches at once"`
 	Changes  int           `conf:"changes" usage:"transitions that happen while they watch, about as many before the restart, during it and after"`
-	Rate     int           `conf:"rate" usage:"transitions per second"`
-	Dir      string        `conf:"dir" usage:"folder for the data, kept afterwards; empty: one that is removed"`
-	Timeout  time.Duration `conf:"timeout" usage:"time after which the run fails"`
+	Rate     int           `conf:"rate" usage:"transitions per second while they watch, and connections per second of visible"`
+
+	Events     int           `conf:"events" usage:"client events of peers"`
+	Partitions int           `conf:"partitions" usage:"partitions of client-events where Kafka is a process"`
+	Repeat     int           `conf:"repeat" usage:"how often peers and bridge measure each of ours and each ceiling; the median counts"`
+	Sizes      []string      `conf:"sizes" usage:"numbers of clients of scale, ascending"`
+	WriteRates []string      `conf:"write-rates" usage:"facts per second that are written in loaded"`
+	Connects   int           `conf:"connects" usage:"clients that connect to each side of visible"`
+	Messages   int           `conf:"messages" usage:"events that the bridge and the plain subscriber read"`
+	Profile    time.Duration `conf:"profile" usage:"how long a run of the materializer is profiled, from its start"`
+	Page       string        `conf:"page" usage:"file of the document that is written, such as docs/benchmarks/2026-11-23.md; the chart goes beside it; empty: none"`
+
+	Dir     string        `conf:"dir" usage:"folder for the data, kept afterwards; empty: one that is removed"`
+	Timeout time.Duration `conf:"timeout" usage:"time after which the run fails"`
 
 	// SiegeInProcess is for tests, whose program cannot be started again for the siege.
 	SiegeInProcess bool `conf:"-"`
@@ -48,7 +70,9 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		Parts: allParts(), Clients: 1_000_000, Callers: 16, Rounds: 10, Round: time.Second, Pages: 2_000, Idle: 10_000, Floods: 64,
-		Watchers: 10_000, Changes: 30_000, Rate: 1_000, Timeout: 30 * time.Minute,
+		Watchers: 10_000, Changes: 30_000, Rate: 1_000, Timeout: 2 * time.Hour,
+		Events: 5_000_000, Partitions: 8, Repeat: 3, Sizes: []string{"100000", "1000000", "10000000"}, WriteRates: []string{"10000", "50000"},
+		Connects: 10_000, Messages: 300_000, Profile: 8 * time.Second,
 	}
 }
 
@@ -62,6 +86,7 @@ func (c *config) Validate() error {
 	}
 	for name, n := range map[string]int{
 		"clients": c.Clients, "callers": c.Callers, "rounds": c.Rounds, "pages": c.Pages, "idle": c.Idle, "floods": c.Floods, "watchers": c.Watchers, "changes": c.Changes, "rate": c.Rate,
+		"events": c.Events, "partitions": c.Partitions, "repeat": c.Repeat, "connects": c.Connects, "messages": c.Messages,
 	} {
 		if n < 1 {
 			errs = append(errs, fmt.Errorf("%s: %d is less than 1", name, n))
@@ -70,14 +95,30 @@ func (c *config) Validate() error {
 	if c.Round <= 0 {
 		errs = append(errs, fmt.Errorf("round: %v is not positive", c.Round))
 	}
-	return errors.Join(errs...)
+	if c.Profile <= 0 {
+		errs = append(errs, fmt.Errorf("profile: %v is not positive", c.Profile))
+	}
+	_, err := c.sizes()
+	errs = append(errs, err)
+	_, err = numbers("write-rates", c.WriteRates)
+	return errors.Join(append(errs, err)...)
+}
+
+func (c *config) sizes() ([]int, error) {
+	sizes, err := numbers("sizes", c.Sizes)
+	if err == nil && !slices.IsSorted(sizes) {
+		err = fmt.Errorf("sizes: %v do not ascend", sizes)
+	}
+	return sizes, err
 }
 
 func main() { os.Exit(service.Main("bench", os.Args[1:], command)) }
 
 func command(ctx context.Context, args []string) error {
-	if len(args) > 0 && args[0] == siegeCommand {
-		return siegeMain(ctx, args[1:])
+	if len(args) > 0 {
+		if child, ok := children[args[0]]; ok {
+			return child(ctx, args[1:])
+		}
 	}
 	cfg := defaultConfig()
 	// Variables of the environment belong to the services.
@@ -86,17 +127,29 @@ func command(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	return run(ctx, cfg, os.Stdout)
+	t := &table{out: os.Stdout, log: os.Stderr}
+	p := newPage(ctx, args)
+	err := run(ctx, cfg, t)
+	if cfg.Page == "" || err != nil {
+		return err
+	}
+	return p.write(cfg.Page, t)
 }
 
-// part is one comparison.
+// part is one comparison. It has either a stack in this process, or programs to start and a folder.
 type part struct {
-	name    string
-	measure func(context.Context, config, *stack, *table) error
+	name      string
+	measure   func(context.Context, config, *stack, *table) error
+	processes func(ctx context.Context, cfg config, t *tools, dir string, report *table) error
 }
 
 func parts() []part {
-	return []part{{"seed", measureSeed}, {"grpc", measureGRPC}, {"list", measureList}, {"flood", measureFlood}, {"watch", measureWatch}}
+	return []part{
+		{name: "peers", processes: measurePeers}, {name: "restore", processes: measureRestore}, {name: "scale", processes: measureScale},
+		{name: "loaded", processes: measureLoaded}, {name: "visible", processes: measureVisible}, {name: "bridge", processes: measureBridge},
+		{name: "seed", measure: measureSeed}, {name: "grpc", measure: measureGRPC}, {name: "list", measure: measureList}, {name: "flood", measure: measureFlood},
+		{name: "watch", measure: measureWatch},
+	}
 }
 
 func allParts() []string {
@@ -107,17 +160,22 @@ func allParts() []string {
 	return names
 }
 
-// run measures the parts that are asked for, each on a new stack, and prints the table.
-func run(ctx context.Context, cfg config, out io.Writer) error {
-	t := &table{out: out}
+// run measures the parts that are asked for, each from a new beginning, and prints the table.
+func run(ctx context.Context, cfg config, t *table) error {
 	t.head()
 	for _, p := range parts() {
 		if !slices.Contains(cfg.Parts, p.name) {
 			continue
 		}
-		if err := measure(ctx, cfg, p, t); err != nil {
+		t.part = p.name
+		began := time.Now()
+		if err := measure(ctx, cfg, p, t); errors.Is(err, errMissing) {
+			t.skip(p.name, err)
+		} else if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
+		t.took = append(t.took, row{part: p.name, measured: time.Since(began).Round(time.Second).String()})
+		t.progress("took %v", time.Since(began).Round(time.Second))
 	}
 	return t.err
 }
@@ -130,7 +188,14 @@ func measure(ctx context.Context, cfg config, p part, t *table) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	s, err := startStack(ctx, dir)
+	if p.processes != nil {
+		programs, err := newTools(ctx, dir)
+		if err != nil {
+			return err
+		}
+		return p.processes(ctx, cfg, programs, filepath.Join(dir, p.name), t)
+	}
+	s, err := startStack(ctx, dir, "")
 	if err != nil {
 		return err
 	}

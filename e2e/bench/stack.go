@@ -67,23 +67,29 @@ func (r *running) stop() error {
 	return r.err
 }
 
-// startStack starts all parts in a folder and waits until they are ready.
-func startStack(ctx context.Context, dir string) (*stack, error) {
+// startStack starts all parts in a folder and waits until they are ready; brokers is a Kafka elsewhere, empty for one of its own.
+func startStack(ctx context.Context, dir, brokers string) (*stack, error) {
 	s := &stack{dir: dir, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
-	if err := s.open(ctx); err != nil {
+	if err := s.open(ctx, brokers); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
 	return s, nil
 }
 
-func (s *stack) open(ctx context.Context) error {
-	k, err := kafka.Open(kafka.Config{Addr: "127.0.0.1:0", Dir: filepath.Join(s.dir, "kafka")}, s.log)
-	if err != nil {
-		return err
+func (s *stack) open(ctx context.Context, brokers string) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
 	}
-	s.kafka = start(k.Run)
+	if brokers == "" {
+		k, err := kafka.Open(kafka.Config{Addr: "127.0.0.1:0", Dir: filepath.Join(s.dir, "kafka")}, s.log)
+		if err != nil {
+			return err
+		}
+		s.kafka = start(k.Run)
+		brokers = k.Addr()
+	}
 	s.kafkaConf = eventlog.DefaultConfig()
-	s.kafkaConf.Brokers, s.kafkaConf.ReplicationFactor = []string{k.Addr()}, 1
+	s.kafkaConf.Brokers, s.kafkaConf.ReplicationFactor = []string{brokers}, 1
 	opts, err := s.kafkaConf.Opts(s.log)
 	if err != nil {
 		return err

@@ -8,29 +8,86 @@ import (
 	"time"
 )
 
-// table prints one line for each result, as it comes, and keeps the first error.
+// table prints one line for each result, as it comes, and keeps them for the page, and the first error.
 type table struct {
 	out io.Writer
+	log io.Writer // progress; nil: none
 	err error
+
+	part     string
+	rows     []row
+	profiles []profile
+	skipped  []string
+	took     []row // part and time
+	chart    *chart
 }
+
+// row is one result.
+type row struct{ part, what, measured, goal, verdict string }
+
+// profile is where a run spent its CPU time.
+type profile struct{ name, top string }
 
 const tableFormat = "%-34s %-58s %-18s %s\n"
 
-func (t *table) head() { t.line("what", "measured", "goal", "") }
+func (t *table) head() { t.print("what", "measured", "goal", "") }
 
 func (t *table) line(what, measured, goal, verdict string) {
+	t.rows = append(t.rows, row{t.part, what, measured, goal, verdict})
+	t.print(what, measured, goal, verdict)
+}
+
+func (t *table) print(what, measured, goal, verdict string) {
 	if _, err := fmt.Fprintf(t.out, tableFormat, what, measured, goal, verdict); err != nil && t.err == nil {
 		t.err = fmt.Errorf("print the result: %w", err)
 	}
 }
 
+const (
+	pass = "pass"
+	miss = "miss"
+)
+
 // result prints what was measured beside a goal.
 func (t *table) result(what, measured, goal string, met bool) {
-	verdict := "miss"
+	verdict := miss
 	if met {
-		verdict = "pass"
+		verdict = pass
 	}
 	t.line(what, measured, goal, verdict)
+}
+
+// cost prints a run's rate, and below what it used.
+func (t *table) cost(what string, c cost, clients int64) {
+	t.line(what, c.measured(), "", "")
+	t.line("  used", c.spent(clients), "", "")
+}
+
+// times prints how many times the rate of another is ours.
+func (t *table) times(other string, ours, theirs cost, goal float64) {
+	ratio := ours.rate() / theirs.rate()
+	t.result("  of "+other, fmt.Sprintf("%.1f times", ratio), fmt.Sprintf("at least %.0f times", goal), ratio >= goal)
+}
+
+// profile keeps the profile of a run; of several with one name, the last.
+func (t *table) profile(name, top string) {
+	t.profiles = slices.DeleteFunc(t.profiles, func(p profile) bool { return p.name == name })
+	t.profiles = append(t.profiles, profile{name, top})
+}
+
+// progress tells what is under way.
+func (t *table) progress(format string, args ...any) {
+	if t.log != nil {
+		// Nothing depends on whether somebody reads it.
+		_, _ = fmt.Fprintf(t.log, "bench: %s: %s: %s\n", time.Now().Format(time.TimeOnly), t.part, fmt.Sprintf(format, args...))
+	}
+}
+
+// skip says loudly that a part was not measured.
+func (t *table) skip(part string, reason error) {
+	t.skipped = append(t.skipped, fmt.Sprintf("%s: %v", part, reason))
+	const stars = "**********************************************************************"
+	t.print(fmt.Sprintf("%s\n** %s: SKIPPED, nothing of it was measured: %v\n%s", stars, part, reason, stars), "", "", "")
 }
 
 // delays are durations.
@@ -57,4 +114,9 @@ func (d delays) String() string {
 
 func milliseconds(d time.Duration) string {
 	return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000)
+}
+
+func medianCost(all []cost) cost {
+	slices.SortFunc(all, func(a, b cost) int { return int(math.Copysign(1, a.rate()-b.rate())) })
+	return all[len(all)/2]
 }

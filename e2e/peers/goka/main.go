@@ -54,6 +54,10 @@ func run(brokers []string, topic, dir string) (err error) {
 	goka.ReplaceGlobalConfig(config)
 	topics := goka.NewTopicManagerConfig()
 	topics.Table.Replication = 1
+	group := goka.Group("bench-goka-" + strconv.FormatInt(time.Now().UnixNano(), 36))
+	if err := makeTable(brokers, config, topics, string(goka.GroupTable(group)), topic); err != nil {
+		return err
+	}
 
 	var applied atomic.Int64
 	all := make(chan struct{})
@@ -65,7 +69,6 @@ func run(brokers []string, topic, dir string) (err error) {
 			close(all)
 		}
 	}
-	group := goka.Group("bench-goka-" + strconv.FormatInt(time.Now().UnixNano(), 36))
 	processor, err := goka.NewProcessor(brokers,
 		goka.DefineGroup(group, goka.Input(goka.Stream(topic), new(codec.Bytes), apply), goka.Persist(new(codec.Bytes))),
 		goka.WithTopicManagerBuilder(goka.TopicManagerBuilderWithTopicManagerConfig(topics)),
@@ -99,6 +102,50 @@ func keepNewest(ctx goka.Context, value []byte) error {
 		return nil
 	}
 	ctx.SetValue(append(binary.BigEndian.AppendUint64(make([]byte, 0, timeSize+len(value)), uint64(e.TimeMS)), value...))
+	return nil
+}
+
+// tableWithin is how long the brokers may take to know a new topic's leaders. A processor would not wait for that.
+const tableWithin = 30 * time.Second
+
+// makeTable makes the table's topic with as many partitions as the topic of the events, and waits until all of them can be asked.
+func makeTable(brokers []string, config *sarama.Config, topics *goka.TopicManagerConfig, table, topic string) (err error) {
+	client, err := sarama.NewClient(brokers, config)
+	if err != nil {
+		return fmt.Errorf("connect to kafka: %w", err)
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	partitions, err := client.Partitions(topic)
+	if err != nil {
+		return fmt.Errorf("describe %s: %w", topic, err)
+	}
+	manager, err := goka.NewTopicManager(brokers, config, topics)
+	if err != nil {
+		return fmt.Errorf("connect to kafka: %w", err)
+	}
+	defer func() { err = errors.Join(err, manager.Close()) }()
+	if err := manager.EnsureTableExists(table, len(partitions)); err != nil {
+		return fmt.Errorf("make the table's topic: %w", err)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); ; <-tick.C {
+		if err = askable(client, table, partitions); err == nil || time.Since(began) > tableWithin {
+			return err
+		}
+	}
+}
+
+// askable returns nil if the leaders of all partitions answer.
+func askable(client sarama.Client, table string, partitions []int32) error {
+	if err := client.RefreshMetadata(table); err != nil {
+		return fmt.Errorf("describe %s: %w", table, err)
+	}
+	for _, p := range partitions {
+		if _, err := client.GetOffset(table, p, sarama.OffsetOldest); err != nil {
+			return fmt.Errorf("ask for the begin of %s/%d: %w", table, p, err)
+		}
+	}
 	return nil
 }
 

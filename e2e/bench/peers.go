@@ -1,0 +1,313 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+)
+
+// The goals of a rebuild and of a first pass, in multiples of the peers' rates.
+const (
+	goalRebuildStreams   = 8
+	goalRebuildGoka      = 10
+	goalFirstPassStreams = 4
+	goalFirstPassGoka    = 5
+)
+
+// cost is what one run over a history took.
+type cost struct {
+	events  int64
+	seconds float64
+	usage
+	kafka time.Duration // CPU of Kafka meanwhile
+	disk  int64         // bytes of the local state, 0 if there is none
+}
+
+func (c cost) rate() float64 { return float64(c.events) / c.seconds }
+
+// perEvent is the CPU time of the process for each event.
+func (c cost) perEvent() time.Duration { return c.cpu / time.Duration(max(c.events, 1)) }
+
+func (c cost) measured() string {
+	return fmt.Sprintf("%.0f events/s, %d in %.2f s", c.rate(), c.events, c.seconds)
+}
+
+// spent tells what it used; clients is for the bytes on disk of each.
+func (c cost) spent(clients int64) string {
+	text := fmt.Sprintf("CPU %.1f s (%.2f us/event), Kafka %.1f s; peak %d MiB", c.cpu.Seconds(), float64(c.perEvent().Nanoseconds())/1000, c.kafka.Seconds(), c.peak/mib)
+	if c.disk > 0 {
+		text += fmt.Sprintf("; disk %d B/client", c.disk/max(clients, 1))
+	}
+	return text
+}
+
+// arena is a Kafka with a history in it, and what is started beside it.
+type arena struct {
+	*tools
+	cfg    config
+	kafka  *realKafka
+	dir    string
+	binary string // of the materializer
+	past   produced
+	runs   int
+	report *table
+}
+
+// folder makes a new folder, and a name that no run before had.
+func (a *arena) folder(name string) (dir, run string, err error) {
+	a.runs++
+	run = fmt.Sprintf("%s-%d", name, a.runs)
+	dir = filepath.Join(a.dir, run)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", "", fmt.Errorf("make a folder: %w", err)
+	}
+	return dir, run, nil
+}
+
+// peer runs one of the others in a new folder, and removes what it has left.
+func (a *arena) peer(ctx context.Context, name string, command func(dir string) *exec.Cmd) (c cost, err error) {
+	a.report.progress("%s", name)
+	dir, run, err := a.folder(name)
+	if err != nil {
+		return c, err
+	}
+	before, err := a.kafka.usage()
+	if err != nil {
+		return c, err
+	}
+	p, err := startPeer(ctx, run, a.dir, command(dir))
+	if err != nil {
+		return c, err
+	}
+	c.events, c.seconds = p.events, p.seconds
+	after, err := a.kafka.usage()
+	if err == nil {
+		c.usage, err = p.usage()
+	}
+	c.kafka = after.cpu - before.cpu
+	// What was only in memory is on disk once it has stopped.
+	if err = errors.Join(err, p.stop()); err == nil {
+		c.disk, err = sizeOf(dir)
+	}
+	return c, errors.Join(err, a.kafka.removeOthers(ctx), os.RemoveAll(dir))
+}
+
+// fetch measures one of the ceilings.
+func (a *arena) fetch(ctx context.Context, produce bool) (cost, error) {
+	if produce {
+		if _, err := kadm.NewClient(a.kafka.client).CreateTopic(ctx, int32(a.cfg.Partitions), 1, nil, smallTopic); err != nil {
+			return cost{}, fmt.Errorf("create topic %s: %w", smallTopic, err)
+		}
+	}
+	return a.peer(ctx, "fetch", func(string) *exec.Cmd {
+		return a.child(fetchCommand, "--brokers", a.kafka.addr, fmt.Sprintf("--produce=%t", produce))
+	})
+}
+
+// ours measures a run of our materializer over the history, from the start of the process, and leaves its folder.
+func (a *arena) ours(ctx context.Context, name string, publish bool) (c cost, dir string, err error) {
+	a.report.progress("%s", name)
+	dir, run, err := a.folder(name)
+	if err != nil {
+		return c, "", err
+	}
+	before, err := a.kafka.usage()
+	if err != nil {
+		return c, "", err
+	}
+	began := time.Now()
+	o, err := a.startMaterializer(a.kafka, a.binary, a.cfg.Partitions, dir, run, publish)
+	if err != nil {
+		return c, "", err
+	}
+	defer func() {
+		if err = errors.Join(err, o.stop()); err == nil {
+			c.disk, err = sizeOf(o.dir)
+		}
+	}()
+	o.profileFor(ctx, a.cfg.Profile)
+	if err := o.await(ctx, name, o.finished(a.past.records, a.cfg.Partitions)); err != nil {
+		return c, "", err
+	}
+	c.seconds, c.events = time.Since(began).Seconds(), a.past.records
+	after, err := a.kafka.usage()
+	if err != nil {
+		return c, "", err
+	}
+	c.kafka = after.cpu - before.cpu
+	if c.usage, err = o.usage(); err != nil {
+		return c, "", err
+	}
+	top, err := o.profileTop(ctx)
+	if err != nil {
+		return c, "", err
+	}
+	a.report.profile(name, top)
+	return c, dir, o.rightCounts(ctx, a.past.counts)
+}
+
+// rebuild replays into an empty store and publishes nothing. It needs a client-state that nobody has written.
+func (a *arena) rebuild(ctx context.Context, name string) (cost, error) {
+	c, dir, err := a.ours(ctx, name, false)
+	return c, errors.Join(err, os.RemoveAll(dir))
+}
+
+// firstPass folds and publishes. It leaves a client-state with all states in it, and the folder.
+func (a *arena) firstPass(ctx context.Context, name string) (cost, string, error) {
+	return a.ours(ctx, name, true)
+}
+
+// forgetStates deletes what a first pass has published.
+func (a *arena) forgetStates(ctx context.Context) error {
+	return a.kafka.remove(ctx, eventlog.TopicClientState)
+}
+
+// repeated measures some times and returns the run whose rate is the median.
+func repeated(n int, measure func() (cost, error)) (cost, error) {
+	var all []cost
+	for range n {
+		c, err := measure()
+		if err != nil {
+			return cost{}, err
+		}
+		all = append(all, c)
+	}
+	return medianCost(all), nil
+}
+
+// openArena starts a Kafka with a history in it.
+func openArena(ctx context.Context, cfg config, t *tools, dir string, past history, report *table) (*arena, error) {
+	binaries, err := t.build(ctx, "materializer")
+	if err != nil {
+		return nil, err
+	}
+	a := &arena{tools: t, cfg: cfg, dir: dir, binary: binaries[0], report: report}
+	if a.kafka, err = t.startKafka(ctx, filepath.Join(dir, "kafka")); err != nil {
+		return nil, err
+	}
+	report.progress("producing %d clients' events as %v", past.clients, past.format)
+	if a.past, err = past.produce(ctx, a.kafka.config(cfg.Partitions)); err != nil {
+		return nil, errors.Join(err, a.kafka.stop())
+	}
+	return a, nil
+}
+
+// measurePeers compares the materializer with what else there is, over one history in one Kafka, each alone.
+func measurePeers(ctx context.Context, cfg config, t *tools, dir string, report *table) error {
+	past := history{clients: cfg.Clients, events: cfg.Events}
+	streams, goka, err := peersOverJSON(ctx, cfg, t, filepath.Join(dir, "json"), past, report)
+	if err != nil {
+		return err
+	}
+	past.format = eventlog.Protobuf
+	return oursOverProtobuf(ctx, cfg, t, filepath.Join(dir, "protobuf"), past, report, streams, goka)
+}
+
+func peersOverJSON(ctx context.Context, cfg config, t *tools, dir string, past history, report *table) (streams, goka cost, err error) {
+	a, err := openArena(ctx, cfg, t, dir, past, report)
+	if err != nil {
+		return streams, goka, err
+	}
+	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	size, err := sizeOf(filepath.Join(dir, "kafka", "log"))
+	if err != nil {
+		return streams, goka, err
+	}
+	report.line("client events, JSON", fmt.Sprintf("%d of %d clients; %d B each in Kafka, lz4", a.past.records, a.past.total(), size/a.past.records), "", "")
+	fetched, err := repeated(cfg.Repeat, func() (cost, error) { return a.fetch(ctx, false) })
+	if err != nil {
+		return streams, goka, err
+	}
+	report.cost("fetch only, franz-go", fetched, a.past.total())
+	relayed, err := repeated(cfg.Repeat, func() (cost, error) { return a.fetch(ctx, true) })
+	if err != nil {
+		return streams, goka, err
+	}
+	report.cost("fetch + one small record produced", relayed, a.past.total())
+
+	class, err := t.compileStreams(ctx)
+	if err != nil {
+		return streams, goka, err
+	}
+	streams, err = a.peer(ctx, "streams", func(dir string) *exec.Cmd {
+		return t.java("2g", class, a.kafka.addr, eventlog.TopicClientEvents, dir)
+	})
+	if err != nil {
+		return streams, goka, err
+	}
+	report.cost("Kafka Streams", streams, a.past.total())
+	binary, err := t.buildGoka(ctx)
+	if err != nil {
+		return streams, goka, err
+	}
+	goka, err = a.peer(ctx, "goka", func(dir string) *exec.Cmd {
+		return exec.Command(binary, "-brokers", a.kafka.addr, "-topic", eventlog.TopicClientEvents, "-dir", dir)
+	})
+	if err != nil {
+		return streams, goka, err
+	}
+	report.cost("Goka", goka, a.past.total())
+	return streams, goka, a.measureOurs(ctx, streams, goka)
+}
+
+func oursOverProtobuf(ctx context.Context, cfg config, t *tools, dir string, past history, report *table, streams, goka cost) (err error) {
+	a, err := openArena(ctx, cfg, t, dir, past, report)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	return a.measureOurs(ctx, streams, goka)
+}
+
+// measureOurs measures rebuilds and first passes over the history and sets them beside the peers.
+func (a *arena) measureOurs(ctx context.Context, streams, goka cost) error {
+	rebuilt, err := repeated(a.cfg.Repeat, func() (cost, error) { return a.rebuild(ctx, "rebuild-"+a.past.format.String()) })
+	if err != nil {
+		return err
+	}
+	a.report.cost("rebuild, "+a.past.format.String(), rebuilt, a.past.total())
+	a.report.times("Kafka Streams", rebuilt, streams, goalRebuildStreams)
+	a.report.times("Goka", rebuilt, goka, goalRebuildGoka)
+	passed, err := repeated(a.cfg.Repeat, func() (cost, error) {
+		c, dir, err := a.firstPass(ctx, "first-pass-"+a.past.format.String())
+		return c, errors.Join(err, os.RemoveAll(dir), a.forgetStates(ctx))
+	})
+	if err != nil {
+		return err
+	}
+	a.report.cost("first pass, "+a.past.format.String(), passed, a.past.total())
+	a.report.times("Kafka Streams", passed, streams, goalFirstPassStreams)
+	a.report.times("Goka", passed, goka, goalFirstPassGoka)
+	return nil
+}
+
+// compileStreams compiles the Kafka Streams baseline into the folder of binaries, and returns its class.
+func (t *tools) compileStreams(ctx context.Context) (string, error) {
+	const class = "StreamsBaseline"
+	source := filepath.Join(t.source, "peers", "streams", class+".java")
+	cmd := exec.CommandContext(ctx, "javac", "-proc:none", "-cp", filepath.Join(t.jars, "*"), "-d", t.dir, source)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("compile %s: %w\n%s", class, err, out)
+	}
+	return class, nil
+}
+
+// buildGoka compiles the Goka baseline, which is a module of its own.
+func (t *tools) buildGoka(ctx context.Context) (string, error) {
+	path := filepath.Join(t.dir, "goka")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, "./goka")
+	cmd.Dir = filepath.Join(t.source, "peers")
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the Goka baseline: %w\n%s", err, out)
+	}
+	return path, nil
+}

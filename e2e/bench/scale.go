@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/service"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
+	"github.com/mqtt-presence/presence/services/materializer"
+	"github.com/mqtt-presence/presence/services/materializer/store"
+)
+
+const (
+	goalRowBytes = 100
+	goalResident = 1 << 30
+	goalLookup   = time.Millisecond
+	// lookupCount is how many clients are asked for, one after the other.
+	lookupCount = 200_000
+)
+
+// growth is what a number of clients costs.
+type growth struct {
+	clients                    int64
+	rebuilt, passed, restored  cost
+	compacted                  store.Usage
+	compacting                 time.Duration
+	lookup50, lookup99, slower time.Duration // p50, p99 and p99.9
+	serving                    usage
+}
+
+// measureScale measures fleets of several sizes, and draws the chart.
+func measureScale(ctx context.Context, cfg config, t *tools, dir string, report *table) error {
+	sizes, err := cfg.sizes()
+	if err != nil {
+		return err
+	}
+	var all []growth
+	for _, n := range sizes {
+		g, err := measureSize(ctx, cfg, t, filepath.Join(dir, strconv.Itoa(n)), n, report)
+		if err != nil {
+			return fmt.Errorf("%d clients: %w", n, err)
+		}
+		all = append(all, g)
+	}
+	report.chart = growthChart(all)
+	return nil
+}
+
+// measureRestore measures one fleet.
+func measureRestore(ctx context.Context, cfg config, t *tools, dir string, report *table) error {
+	_, err := measureSize(ctx, cfg, t, dir, cfg.Clients, report)
+	return err
+}
+
+// measureSize measures rebuild, first pass, restore, what is left on disk, and lookups.
+func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients int, report *table) (g growth, err error) {
+	a, err := openArena(ctx, cfg, t, dir, history{clients: clients, atRest: true}, report)
+	if err != nil {
+		return g, err
+	}
+	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	g.clients = a.past.total()
+	if g.rebuilt, err = a.rebuild(ctx, fmt.Sprintf("rebuild-%d-clients", clients)); err != nil {
+		return g, err
+	}
+	report.cost(fmt.Sprintf("%d clients: rebuild", clients), g.rebuilt, g.clients)
+	var state string
+	if g.passed, state, err = a.firstPass(ctx, fmt.Sprintf("first-pass-%d-clients", clients)); err != nil {
+		return g, err
+	}
+	report.cost("  first pass", g.passed, g.clients)
+	if g.restored, err = a.restore(ctx, fmt.Sprintf("restore-%d-clients", clients)); err != nil {
+		return g, err
+	}
+	report.line("  restore from client-state", fmt.Sprintf("%.1f s, %.0f clients/s", g.restored.seconds, g.restored.rate()), "", "")
+	report.line("  used", g.restored.spent(g.clients), "", "")
+	report.progress("compaction")
+	began := time.Now()
+	if g.compacted, err = compactedUsage(ctx, filepath.Join(state, "state")); err != nil {
+		return g, err
+	}
+	g.compacting = time.Since(began)
+	report.grown(&g)
+	if err := a.lookups(ctx, state, &g); err != nil {
+		return g, err
+	}
+	report.result("  lookups in process", fmt.Sprintf("p50 %v, p99 %v, p99.9 %v; peak %d MiB", g.lookup50, g.lookup99, g.slower, g.serving.peak/mib),
+		fmt.Sprintf("p99 under %v", goalLookup), g.lookup99 < goalLookup)
+	peak := max(g.rebuilt.peak, g.passed.peak, g.restored.peak, g.serving.peak)
+	report.result("  peak resident of all", fmt.Sprintf("%d MiB", peak/mib), fmt.Sprintf("under %d MiB", goalResident/mib), peak < goalResident)
+	return g, nil
+}
+
+// grown prints what the compacted store takes.
+func (t *table) grown(g *growth) {
+	u, n := g.compacted, uint64(max(g.clients, 1))
+	t.result("  rows on disk, compacted", fmt.Sprintf("%d B/client (in %.0f s)", u.Clients/n, g.compacting.Seconds()), fmt.Sprintf("under %d B/client", goalRowBytes), u.Clients/n < goalRowBytes)
+	t.line("  beside them", fmt.Sprintf("indexes %d, evidence %d, sessions %d B/client", u.Indexes/n, u.Evidence/n, u.Sessions/n), "", "")
+}
+
+// restore fills an empty store from what a first pass has published, until it answers and its indexes are complete. Its rate is that of clients.
+func (a *arena) restore(ctx context.Context, name string) (c cost, err error) {
+	a.report.progress("%s", name)
+	dir, run, err := a.folder(name)
+	if err != nil {
+		return c, err
+	}
+	before, err := a.kafka.usage()
+	if err != nil {
+		return c, err
+	}
+	began := time.Now()
+	o, err := a.startMaterializer(a.kafka, a.binary, a.cfg.Partitions, dir, run, false)
+	if err != nil {
+		return c, err
+	}
+	defer func() {
+		if err = errors.Join(err, o.stop()); err == nil {
+			c.disk, err = sizeOf(o.dir)
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+	}()
+	if err := o.await(ctx, name, o.finished(0, a.cfg.Partitions)); err != nil {
+		return c, err
+	}
+	c.seconds, c.events = time.Since(began).Seconds(), a.past.total()
+	after, err := a.kafka.usage()
+	if err != nil {
+		return c, err
+	}
+	c.kafka = after.cpu - before.cpu
+	if c.usage, err = o.usage(); err != nil {
+		return c, err
+	}
+	return c, o.rightCounts(ctx, a.past.counts)
+}
+
+// compactedUsage compacts a store that nobody has open.
+func compactedUsage(ctx context.Context, dir string) (u store.Usage, err error) {
+	s, err := store.Open(dir, store.Options{CacheBytes: 64 << 20})
+	if err != nil {
+		return u, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := s.Compact(ctx); err != nil {
+		return u, err
+	}
+	return s.DiskUsage()
+}
+
+// lookups asks for clients in a process that has the materializer in it.
+func (a *arena) lookups(ctx context.Context, dir string, g *growth) (err error) {
+	a.report.progress("lookups")
+	p, err := startPeer(ctx, "lookups", a.dir, a.child(lookupsCommand, "--brokers", a.kafka.addr, "--partitions", strconv.Itoa(a.cfg.Partitions),
+		"--dir", filepath.Join(dir, "state"), "--clients", strconv.Itoa(a.past.clients)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	if len(p.extra) != 3 {
+		return fmt.Errorf("the lookups say %q", p.extra)
+	}
+	for i, d := range []*time.Duration{&g.lookup50, &g.lookup99, &g.slower} {
+		if *d, err = time.ParseDuration(p.extra[i]); err != nil {
+			return fmt.Errorf("the lookups say %q: %w", p.extra, err)
+		}
+	}
+	g.serving, err = p.usage()
+	return err
+}
+
+const lookupsCommand = "lookups"
+
+// lookups asks for clients of a fleet at rest, of which every one was seen.
+type lookups struct {
+	Brokers    []string `conf:"brokers" usage:"Kafka brokers"`
+	Partitions int32    `conf:"partitions" usage:"partitions of client-events"`
+	Dir        string   `conf:"dir" usage:"folder of the state"`
+	Clients    int      `conf:"clients" usage:"clients in it"`
+}
+
+func lookupsMain(ctx context.Context, args []string) (err error) {
+	var l lookups
+	if err := service.Load("bench "+lookupsCommand, args, nil, &l); err != nil {
+		return err
+	}
+	m := materializer.DefaultConfig()
+	m.Kafka = eventlog.DefaultConfig()
+	m.Kafka.Brokers, m.Kafka.Partitions, m.Kafka.ReplicationFactor = l.Brokers, l.Partitions, 1
+	m.DataDir, m.NoServer, m.Publish, m.Replica = l.Dir, true, false, "lookups"
+	reader, err := materializer.New(m, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), prometheus.NewRegistry())
+	if err != nil {
+		return err
+	}
+	running := start(reader.Run)
+	defer func() { err = errors.Join(err, running.stop()) }()
+	if err := await(ctx, "the materializer", reader.Ready); err != nil {
+		return err
+	}
+	r := rand.New(rand.NewPCG(3, 31))
+	fleet := history{clients: l.Clients, atRest: true}
+	var took delays
+	var sum time.Duration
+	for range lookupCount {
+		id := fleet.id(r.IntN(l.Clients))
+		began := time.Now()
+		answer, err := reader.GetStates(ctx, &presencev1.GetStatesRequest{Cluster: cluster, Keys: []*presencev1.StateKey{{ClientId: id}}})
+		d := time.Since(began)
+		if err != nil || len(answer.GetEntries()) != 1 || !answer.GetEntries()[0].GetFound() {
+			return fmt.Errorf("client %s is not found: %v: %w", id, answer, errors.Join(err))
+		}
+		took = append(took, d)
+		sum += d
+	}
+	took.sorted()
+	return done(int64(len(took)), sum, took.at(0.5), took.at(0.99), took.at(0.999))
+}
