@@ -4,7 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -63,6 +67,15 @@ func benchRecords(n, clients int) []*kgo.Record {
 	return records
 }
 
+// cpuTime is the time that all threads of the process have computed.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // BenchmarkFold decodes, folds and commits facts, in batches as of a replay, and of live traffic; "publish" also writes the outbox, which
 // is emptied as a publisher would; "unexplained" keeps no evidence, "unremembered" no sessions either.
 func BenchmarkFold(b *testing.B) {
@@ -87,6 +100,7 @@ func BenchmarkFold(b *testing.B) {
 			p.parts.cfg.SessionsPerClient = c.sessions
 			b.ReportAllocs()
 			b.ResetTimer()
+			cpu := cpuTime(b)
 			done := 0
 			for done < b.N {
 				begin := done % len(records)
@@ -97,23 +111,130 @@ func BenchmarkFold(b *testing.B) {
 				if err := p.foldBatch(context.Background(), batch); err != nil {
 					b.Fatal(err)
 				}
-				if n := p.outbox.depth(); n > 0 {
-					head, err := p.outbox.head(context.Background(), n)
-					if err != nil {
-						b.Fatal(err)
-					}
-					drop := p.parts.store.NewBatch(0)
-					drop.DeleteOutbox(head[0].Seq, head[n-1].Seq)
-					if err := drop.Commit(); err != nil {
-						b.Fatal(err)
-					}
-					p.outbox.remove(n)
+				if err := publishAll(p); err != nil {
+					b.Fatal(err)
 				}
 				done += len(batch)
 			}
 			b.ReportMetric(float64(done)/b.Elapsed().Seconds(), "facts/s")
+			b.ReportMetric(float64((cpuTime(b)-cpu).Microseconds())/float64(done), "cpu-µs/fact")
 		})
 	}
+}
+
+// history is the log of a partition as a fetch finds it: keys and values in few pieces of memory.
+type history struct {
+	bytes []byte
+	ends  []int // of the keys and the values
+}
+
+// record returns records as a fetch makes them.
+func (h *history) fetch(offset, n int) []*kgo.Record {
+	records := make([]*kgo.Record, 0, n)
+	batch := make([]kgo.Record, min(n, len(h.ends)/2-offset))
+	for i := range batch {
+		at := 2 * (offset + i)
+		begin := 0
+		if at > 0 {
+			begin = h.ends[at-1]
+		}
+		batch[i] = kgo.Record{Key: h.bytes[begin:h.ends[at]:h.ends[at]], Value: h.bytes[h.ends[at]:h.ends[at+1]:h.ends[at+1]], Offset: int64(offset + i)}
+		records = append(records, &batch[i])
+	}
+	return records
+}
+
+// benchHistories returns what n facts about random clients make of the given number of partitions: a connection, its end, the next connection.
+func benchHistories(b *testing.B, n, clients int, partitions int32) []history {
+	b.Helper()
+	logs := make([]history, partitions)
+	random := rand.New(rand.NewPCG(1, 2))
+	openedMS := make([]int64, clients)
+	for i := range n {
+		c := random.IntN(clients)
+		id, node, ms := fmt.Sprintf("VIN%010d", c), fmt.Sprintf("emqx@10.0.0.%d", c%8), 1+int64(i)*3_600_000/int64(n)
+		f := opened(id, node, ms)
+		if f.Username, f.Peer = fmt.Sprintf("fleet-%d", c%100), fmt.Sprintf("10.%d.%d.%d:%d", c>>16&255, c>>8&255, c&255, 30000+c%30000); openedMS[c] != 0 {
+			f = closedAt(id, node, openedMS[c], ms)
+			ms = 0
+		}
+		openedMS[c] = ms
+		r := eventlog.FactRecord(&f, eventlog.JSON)
+		h := &logs[eventlog.Partition(r.Key, partitions)]
+		h.bytes = append(h.bytes, r.Key...)
+		h.ends = append(h.ends, len(h.bytes))
+		h.bytes = append(h.bytes, r.Value...)
+		h.ends = append(h.ends, len(h.bytes))
+	}
+	return logs
+}
+
+// BenchmarkRebuild folds 8 partitions into an empty store, each up to its end, and has their indexes complete: what a replay costs, without the
+// fetch. "publish" also writes the outbox, which is emptied as a publisher would.
+func BenchmarkRebuild(b *testing.B) {
+	const facts, clients, partitions = 1_000_000, 200_000, 8
+	logs := benchHistories(b, facts, clients, partitions)
+	for _, publish := range []bool{false, true} {
+		b.Run(map[bool]string{false: "silent", true: "publish"}[publish], func(b *testing.B) {
+			b.ReportAllocs()
+			var cpu time.Duration
+			for range b.N {
+				b.StopTimer()
+				first := benchPartition(b, publish, store.DefaultEvidence)
+				ps := first.parts
+				ps.cfg.Kafka.Partitions = partitions
+				b.StartTimer()
+				began := cpuTime(b)
+				var wg sync.WaitGroup
+				for id := range int32(partitions) {
+					wg.Go(func() {
+						if err := rebuild(ps, id, &logs[id]); err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+				cpu += cpuTime(b) - began
+			}
+			b.ReportMetric(float64(b.N*facts)/b.Elapsed().Seconds(), "facts/s")
+			b.ReportMetric(float64(cpu.Microseconds())/float64(b.N*facts), "cpu-µs/fact")
+		})
+	}
+}
+
+// rebuild folds a history into an empty partition.
+func rebuild(ps *parts, id int32, h *history) (err error) {
+	p := newPartition(id, ps)
+	if p.indexes, err = ps.store.Indexes(id); err != nil {
+		return err
+	}
+	end := len(h.ends) / 2
+	p.progress.start(0, 0, int64(end), 0)
+	for at := 0; at < end && err == nil; at += catchUpBatch {
+		if err = p.foldBatch(context.Background(), h.fetch(at, catchUpBatch)); err == nil {
+			err = publishAll(p)
+		}
+	}
+	for err == nil && p.toIndex() {
+		err = p.indexChunk(indexRows)
+	}
+	return err
+}
+
+// publishAll empties the outbox.
+func publishAll(p *partition) error {
+	n := p.outbox.depth()
+	if n == 0 {
+		return nil
+	}
+	head, err := p.outbox.head(context.Background(), n)
+	if err != nil {
+		return err
+	}
+	drop := p.parts.store.NewBatch(p.id)
+	drop.DeleteOutbox(head[0].Seq, head[n-1].Seq)
+	p.outbox.remove(n)
+	return drop.Commit()
 }
 
 func BenchmarkGetStates(b *testing.B) {

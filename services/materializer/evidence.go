@@ -9,30 +9,27 @@ import (
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
-// log links a fact that was folded to the others of its client, for writeEvidence.
-func (f *fold) log(i int) {
-	pf := &f.facts[i]
-	e := &f.entries[pf.entry]
-	if isForgotten(&pf.Fact, &e.row.State) {
+// note notes a fact that was folded, and what became of it, for the client's log.
+func (p *partition) note(e *entry, x *store.Evidence) {
+	f := &p.folds
+	if isForgotten(&x.Fact, &e.row.State) {
 		return
 	}
-	if pf.Fact.Kind == presence.Forgotten && pf.Outcome == presence.Applied {
+	if x.Fact.Kind == presence.Forgotten && x.Outcome == presence.Applied {
 		// Everything before is to be forgotten, also what the log says of it.
-		e.first, e.logged, e.forgotten = 0, 0, true
+		e.logged, e.forgotten = chain{}, true
 	}
-	if e.first == 0 {
-		e.first = i + 1
-	} else {
-		f.facts[e.last-1].next = i + 1
+	if p.parts.cfg.EvidencePerClient > 0 {
+		begin := len(f.logs.bytes)
+		f.logs.bytes = store.AppendEvidence(f.logs.bytes, x)
+		f.logs.link(&e.logged, begin)
 	}
-	e.last = i + 1
-	e.logged++
 }
 
-// writeEvidence appends the client's facts of the batch to its log.
+// writeEvidence appends the set's facts of a client to its log.
 func (p *partition) writeEvidence(b *store.Batch, e *entry) {
 	limit := p.parts.cfg.EvidencePerClient
-	if !e.forgotten && (e.logged == 0 || limit == 0) {
+	if !e.forgotten && e.logged.count == 0 {
 		return
 	}
 	f := &p.folds
@@ -41,18 +38,12 @@ func (p *partition) writeEvidence(b *store.Batch, e *entry) {
 		b.SetEvidence(f.key, nil) // of when there was a log
 		return
 	}
-	log := f.logged[:0]
-	if e.forgotten || e.logged > limit {
+	log := f.scratch[:0]
+	if e.forgotten || int(e.logged.count) > limit {
 		log = store.MarkCut(log)
 	}
-	skip := e.logged - limit
-	for i := e.first; i != 0; i = f.facts[i-1].next {
-		if skip--; skip >= 0 {
-			continue
-		}
-		log = store.AppendEvidence(log, &f.facts[i-1].Evidence)
-	}
-	f.logged = log
+	log = f.logs.append(log, e.logged, limit)
+	f.scratch = log
 	if e.forgotten {
 		b.SetEvidence(f.key, log)
 		return
@@ -66,8 +57,8 @@ func (p *partition) logChange(b *store.Batch, client []byte, r *store.Row) {
 		return
 	}
 	f := &p.folds
-	f.logged = store.AppendEvidence(f.logged[:0], &store.Evidence{Offset: r.Last.Version.Event, Changed: true, Change: changeOf(&r.Last)})
-	b.AddEvidence(client, f.logged)
+	f.scratch = store.AppendEvidence(f.scratch[:0], &store.Evidence{Offset: r.Last.Version.Event, Changed: true, Change: changeOf(&r.Last)})
+	b.AddEvidence(client, f.scratch)
 }
 
 func changeOf(t *store.Transition) store.Change {

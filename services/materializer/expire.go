@@ -76,7 +76,7 @@ func (p *partition) remembered(s *presence.State) int64 {
 	return s.ForgottenMS
 }
 
-// expire makes an entry of the batch one of a client never seen, before the fact at an offset is folded onto it.
+// expire makes an entry of the working set one of a client never seen, before the fact at an offset is folded onto it.
 func (p *partition) expire(e *entry, f *presence.Fact, offset int64, table *nodeTable) {
 	asOfMS := p.remembered(&e.row.State)
 	if !e.row.State.Empty() {
@@ -89,7 +89,7 @@ func (p *partition) expire(e *entry, f *presence.Fact, offset int64, table *node
 	e.row = p.neverSeen(f.Cluster, asOfMS, table)
 	e.row.Dirty = dirty
 	e.published, e.transition, e.expired, e.forgotten = p.encodeState(&e.row.State), false, true, true
-	e.first, e.last, e.logged, e.firstSession, e.lastSession = 0, 0, 0, 0, 0
+	e.logged, e.sessions = chain{}, chain{}
 }
 
 // neverSeen is the row of a client of which nothing is known but up to when it was forgotten, and nothing was published.
@@ -102,7 +102,7 @@ func (p *partition) neverSeen(cluster string, forgottenMS int64, table *nodeTabl
 	}
 }
 
-// bury puts a tombstone into the outbox of the batch.
+// bury puts a tombstone into the outbox of the working set.
 func (p *partition) bury(t *eventlog.Tombstone) {
 	if p.parts.cfg.Publish {
 		f := &p.folds

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -14,75 +15,22 @@ import (
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
-// fold is the working memory of a partition's batches. A batch reads each row that it touches once, in key order, folds all of its
-// facts in offset order, and writes each changed row once.
-type fold struct {
-	facts   []pendingFact
-	entries []entry
-	byKey   map[string]int
-	order   []int
-	arena   []byte // states of this batch; what entries point into
-	out     []store.Entry
-	poison  []*eventlog.DeadLetter
-	logged  []byte // of one client
-	key     []byte // of one client
-
-	leaving     []store.Session // what a fact may take out of the state
-	sessions    []byte          // logged by this batch
-	sessionRefs []sessionRef
-}
-
-// pendingFact is a decoded fact, what became of it, and the entry that it goes to.
-type pendingFact struct {
-	store.Evidence
-	entry int
-	next  int // 1 + the index of the client's next fact of the batch, 0 for none
-}
-
-// entry is a row of the batch.
-type entry struct {
-	key   string
-	found bool
-	row   store.Row
-	// published is the state as in the client's latest record, as far as this batch knows it: as it was read, or as a transition of
-	// the batch left it.
-	published  []byte
-	before     []byte // as read
-	indexed    store.Indexed
-	transition bool
-	touched    bool // received time grew
-
-	// The client's facts of the batch: 1 + the index of the first and of the last, and how many.
-	first, last, logged int
-	forgotten           bool // what was logged before them is to go
-
-	expired bool // the row was gone, and what followed was folded onto nothing
-
-	firstSession, lastSession int // 1 + the indexes of the client's first and last sessionRef, 0 for none
-}
-
 // emptyState is the encoding of the state of which nothing is known.
 var emptyState = (&presence.State{}).Append(nil)
 
-func (f *fold) init() { f.byKey = map[string]int{} }
+// noVersion is less than any other.
+var noVersion = store.Version{Event: -1, Node: -1}
 
-func (f *fold) reset() {
-	// The memory of a large batch is kept for the next large one only.
-	if len(f.facts) <= liveBatch && cap(f.facts) > 4*liveBatch {
-		*f = fold{byKey: map[string]int{}, logged: f.logged}
-		return
+// foldBatch folds records, in order, and commits what comes of them.
+func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error {
+	if err := p.fold(ctx, records); err != nil {
+		return err
 	}
-	clear(f.facts)
-	clear(f.entries)
-	clear(f.byKey)
-	clear(f.out)
-	clear(f.leaving[:cap(f.leaving)])
-	f.sessions, f.sessionRefs = f.sessions[:0], f.sessionRefs[:0]
-	f.facts, f.entries, f.order, f.arena, f.out, f.poison = f.facts[:0], f.entries[:0], f.order[:0], f.arena[:0], f.out[:0], nil
+	return p.flush()
 }
 
-// foldBatch applies records in order and commits what comes of them.
-func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error {
+// fold folds records, in order, into the working set.
+func (p *partition) fold(ctx context.Context, records []*kgo.Record) error {
 	if len(records) == 0 {
 		return nil
 	}
@@ -90,44 +38,73 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 		return err
 	}
 	f := &p.folds
+	if f.empty() {
+		f.began = time.Now()
+	}
+	f.records += len(records)
+	chunk := len(records)
+	if f.blank {
+		chunk = chunkFacts // there is nothing to read in order, so what is decoded had better stay in the processor's cache
+	}
+	for part := range slices.Chunk(records, chunk) {
+		next, appliedMS := p.decode(part)
+		// A dead letter is durable before the offset that passes it is.
+		if err := p.parts.dead.send(ctx, f.poison); err != nil {
+			return err
+		}
+		if err := p.readRows(); err != nil {
+			return err
+		}
+		table := p.parts.nodes.table()
+		for i := range f.facts {
+			pf := &f.facts[i]
+			tick(&p.meta, pf.Fact.ReceivedMS)
+			p.apply(f.entry(pf.entry), pf, table)
+		}
+		p.meta.Next, p.meta.AppliedMS = next, appliedMS
+		clear(f.facts)
+		f.facts, f.poison = f.facts[:0], nil
+	}
+	return nil
+}
+
+// flush commits the working set.
+func (p *partition) flush() error {
+	f := &p.folds
+	if f.empty() {
+		return nil
+	}
 	defer f.reset()
-	next, appliedMS := p.decode(records)
-	// A dead letter is durable before the offset that passes it is.
-	if err := p.parts.dead.send(ctx, f.poison); err != nil {
-		return err
-	}
-	if err := p.readRows(); err != nil {
-		return err
-	}
-	table := p.parts.nodes.table()
-	for i := range f.facts {
-		tick(&p.meta, f.facts[i].Fact.ReceivedMS)
-		p.apply(&f.facts[i], table)
-		f.log(i)
-	}
-	b := p.indexes.NewBatch()
-	for _, i := range f.order {
-		p.writeRow(b, &f.entries[i])
+	b := p.newBatch()
+	order := f.sorted()
+	for _, e := range order {
+		p.writeRow(b, e)
 	}
 	// After all rows: keys that ascend are cheaper to write.
-	for _, i := range f.order {
-		p.writeEvidence(b, &f.entries[i])
+	for _, e := range order {
+		p.writeEvidence(b, e)
 	}
-	for _, i := range f.order {
-		if err := p.writeSessions(b, &f.entries[i]); err != nil {
+	for _, e := range order {
+		if err := p.writeSessions(b, e); err != nil {
 			return closeBatch(b, err)
 		}
 	}
-	if p.historyNext && len(f.facts) > 0 {
+	if p.historyNext && f.firstMS != 0 {
 		p.historyNext = false
-		b.PutHistory(max(f.facts[0].Fact.ReceivedMS, 1))
+		b.PutHistory(f.firstMS)
 	}
-	p.meta.Next, p.meta.AppliedMS = next, appliedMS
-	p.metrics.batchRecords.Observe(float64(len(records)))
-	return p.commit(b, f.out)
+	p.metrics.batchRecords.Observe(float64(f.records))
+	if err := p.commit(b, f.out); err != nil {
+		return err
+	}
+	f.blank = false
+	return nil
 }
 
-// decode fills facts, entries and poison; it returns the offset after the last record and the largest received time so far.
+// newBatch returns the batch that the working set is written with.
+func (p *partition) newBatch() *store.Batch { return p.indexes.NewBatch() }
+
+// decode fills facts and poison, and adds the facts' entries; it returns the offset after the last record and the largest received time so far.
 func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
 	f := &p.folds
 	next, appliedMS = p.meta.Next, p.meta.AppliedMS
@@ -137,21 +114,20 @@ func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
 		}
 		next = r.Offset + 1
 		f.facts = append(f.facts, pendingFact{Evidence: store.Evidence{Offset: r.Offset}})
-		fact := &f.facts[len(f.facts)-1]
-		if d := p.check(r, &fact.Fact); d != nil {
+		pf := &f.facts[len(f.facts)-1]
+		if d := p.check(r, &pf.Fact); d != nil {
 			f.poison = append(f.poison, d)
 			f.facts = f.facts[:len(f.facts)-1]
 			continue
 		}
-		appliedMS = max(appliedMS, fact.Fact.ReceivedMS)
-		i, ok := f.byKey[string(r.Key)]
-		if !ok {
-			i = len(f.entries)
-			key := string(r.Key)
-			f.entries = append(f.entries, entry{key: key})
-			f.byKey[key] = i
+		appliedMS = max(appliedMS, pf.Fact.ReceivedMS)
+		if f.firstMS == 0 {
+			f.firstMS = max(pf.Fact.ReceivedMS, 1)
 		}
-		fact.entry = i
+		var added bool
+		if pf.entry, added = f.add(r.Key); added && !f.blank {
+			f.unread = append(f.unread, pf.entry)
+		}
 	}
 	return next, appliedMS
 }
@@ -171,60 +147,59 @@ func (p *partition) check(r *kgo.Record, f *presence.Fact) *eventlog.DeadLetter 
 	return nil
 }
 
-// readRows reads the rows of all entries in key order.
+// readRows reads the rows of new entries in key order.
 func (p *partition) readRows() (err error) {
 	f := &p.folds
+	if len(f.unread) == 0 {
+		return nil
+	}
 	cursor, err := p.parts.store.NewCursor(p.id)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, cursor.Close()) }()
-	for i := range f.entries {
-		f.order = append(f.order, i)
-	}
-	slices.SortFunc(f.order, func(a, b int) int {
-		return strings.Compare(f.entries[a].key, f.entries[b].key)
-	})
-	var key []byte
-	for _, i := range f.order {
-		e := &f.entries[i]
-		begin := len(f.arena)
-		key = append(key[:0], e.key...)
-		if f.arena, e.found, err = cursor.AppendRow(f.arena, key); err != nil {
+	slices.SortFunc(f.unread, func(a, b int) int { return strings.Compare(f.entry(a).key, f.entry(b).key) })
+	for _, i := range f.unread {
+		e := f.entry(i)
+		f.key = append(f.key[:0], e.key...)
+		if f.scratch, e.found, err = cursor.AppendRow(f.scratch[:0], f.key); err != nil {
 			return err
 		}
 		if !e.found {
-			e.before, e.published = emptyState, emptyState
-			e.row.Last.Version, e.row.Latest = noVersion, noVersion
 			continue
 		}
-		if e.before, err = e.row.Decode(f.arena[begin:len(f.arena):len(f.arena)]); err != nil {
+		state, err := e.row.Decode(f.scratch)
+		if err != nil {
 			return err
 		}
+		e.before = f.arena.copy(state)
 		e.published, e.indexed = e.before, e.row.Indexed()
+		f.weigh(e)
 	}
+	f.unread = f.unread[:0]
 	return nil
 }
 
-// noVersion is less than any other.
-var noVersion = store.Version{Event: -1, Node: -1}
-
 // apply folds one fact and notes the transition that it causes.
-func (p *partition) apply(pf *pendingFact, table *nodeTable) {
+func (p *partition) apply(e *entry, pf *pendingFact, table *nodeTable) {
 	f := &pf.Fact
-	e := &p.folds.entries[pf.entry]
-	counts := &p.metrics.facts[f.Kind]
-	if pf.Offset <= e.row.Latest.Event {
+	switch {
+	case pf.Offset <= e.row.Latest.Event:
 		// The row came from client-state and already holds the fact.
-		counts[presence.Duplicate].Inc()
 		pf.Outcome, pf.Restored = presence.Duplicate, true
-		return
-	}
-	if p.tooOld(f) {
-		counts[presence.TooOld].Inc()
+	case p.tooOld(f):
 		pf.Outcome = presence.TooOld
-		return
+	default:
+		p.applyTo(e, pf, table)
+		p.folds.weigh(e)
 	}
+	p.folds.counted.facts[f.Kind][pf.Outcome]++
+	p.note(e, &pf.Evidence)
+}
+
+// applyTo folds a fact that counts.
+func (p *partition) applyTo(e *entry, pf *pendingFact, table *nodeTable) {
+	f := &pf.Fact
 	if (!e.row.State.Empty() || e.row.State.ForgottenMS != 0) && p.gone(&e.row) {
 		p.expire(e, f, pf.Offset, table)
 	}
@@ -244,7 +219,6 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 	if keep {
 		p.logSessions(e, f, pf.Outcome)
 	}
-	counts[pf.Outcome].Inc()
 	v := presence.Status(&e.row.State, cluster, p.allowanceMS())
 	version := store.Version{Event: pf.Offset, Node: table.next - 1}
 	if f.Kind == presence.Forgotten && pf.Outcome == presence.Applied {
@@ -254,18 +228,20 @@ func (p *partition) apply(pf *pendingFact, table *nodeTable) {
 		amend(&e.row.Last, &v)
 		return
 	}
-	state := p.encodeState(&e.row.State)
+	var state []byte
+	if p.parts.cfg.Publish {
+		state = p.encodeState(&e.row.State)
+	}
 	p.transit(&e.row, &v, version, eventTime(f), f.Cluster, f.ClientID, state)
 	e.published, e.transition = state, true
 	pf.Changed, pf.Change = true, changeOf(&e.row.Last)
 }
 
-// encodeState returns the state's bytes, in memory of the batch.
+// encodeState returns the state's bytes, in memory of the working set.
 func (p *partition) encodeState(s *presence.State) []byte {
 	f := &p.folds
-	begin := len(f.arena)
-	f.arena = s.Append(f.arena)
-	return f.arena[begin:len(f.arena):len(f.arena)]
+	f.state = s.Append(f.state[:0])
+	return f.arena.copy(f.state)
 }
 
 func (p *partition) allowanceMS() int64 { return p.parts.cfg.Allowance.Milliseconds() }
@@ -306,7 +282,7 @@ func (p *partition) transit(r *store.Row, v *presence.Verdict, version store.Ver
 		Node: v.Node, Key: connectionKey(v), TimeMS: timeMS, Version: version,
 	}
 	r.Latest = version
-	p.metrics.transitions[v.Status].Inc()
+	p.folds.counted.transitions[v.Status]++
 	p.emit(r, v, true, cluster, clientID, state)
 }
 
@@ -332,19 +308,22 @@ func (p *partition) put(s *eventlog.ClientState) {
 	f.out = append(f.out, store.Entry{Seq: p.outbox.nextSeq(len(f.out)), Message: messageOf(eventlog.StateRecord(s, p.id, p.parts.cfg.Kafka.Format()))})
 }
 
-// writeRow writes an entry's row if the batch changed it.
+// writeRow writes an entry's row if the set changed it.
 func (p *partition) writeRow(b *store.Batch, e *entry) {
-	state := p.encodeState(&e.row.State)
+	f := &p.folds
+	f.state = e.row.State.Append(f.state[:0])
+	state := f.state
+	f.key = append(f.key[:0], e.key...)
 	if e.expired && e.row.State.Empty() && e.row.State.ForgottenMS == 0 {
 		if e.found {
-			b.DeleteRow([]byte(e.key), e.indexed)
+			b.DeleteRow(f.key, e.indexed)
 		}
-		e.logged, e.firstSession, e.forgotten = 0, 0, false
+		e.logged, e.sessions, e.forgotten = chain{}, chain{}, false
 		return
 	}
 	changed := !bytes.Equal(state, e.before)
 	if !e.found && !changed && !e.transition {
-		e.logged, e.firstSession = 0, 0 // there is no row, so there is no log
+		e.logged, e.sessions = chain{}, chain{} // there is no row, so there is no log
 		return
 	}
 	dirty := !bytes.Equal(state, e.published) || !e.transition && e.row.Dirty
@@ -354,10 +333,10 @@ func (p *partition) writeRow(b *store.Batch, e *entry) {
 	if p.parts.cfg.Publish && dirty != e.row.Dirty {
 		e.row.Dirty = dirty
 		if dirty {
-			b.MarkDirty([]byte(e.key))
+			b.MarkDirty(f.key)
 		} else {
-			b.ClearDirty([]byte(e.key))
+			b.ClearDirty(f.key)
 		}
 	}
-	b.PutRow([]byte(e.key), e.indexed, &e.row, state)
+	b.PutRow(f.key, e.indexed, &e.row, state)
 }

@@ -83,6 +83,22 @@ func (x *metrics) partition() *partitionMetrics {
 	return p
 }
 
+// add adds what a working set has counted.
+func (x *partitionMetrics) add(c *counted) {
+	for kind := range c.facts {
+		for outcome, n := range c.facts[kind] {
+			if n > 0 {
+				x.facts[kind][outcome].Add(float64(n))
+			}
+		}
+	}
+	for status, n := range c.transitions {
+		if n > 0 {
+			x.transitions[status].Add(float64(n))
+		}
+	}
+}
+
 // snapshot collects what is read at a scrape.
 type snapshot struct {
 	m                              *Materializer

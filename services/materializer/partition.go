@@ -20,6 +20,7 @@ import (
 const (
 	catchUpBatch = 8 << 10
 	liveBatch    = 1 << 10
+	chunkFacts   = 256
 )
 
 // drainTime bounds how long a partition that is given up in order may take to publish what is left.
@@ -259,6 +260,7 @@ func (p *partition) commit(b *store.Batch, entries []store.Entry) error {
 	p.parts.metrics.commitSeconds.Observe(time.Since(began).Seconds())
 	p.parts.metrics.commitBytes.Observe(float64(size))
 	p.outbox.push(entries)
+	p.metrics.add(&p.folds.counted)
 	p.progress.advance(p.meta.Next, p.meta.AppliedMS)
 	return nil
 }

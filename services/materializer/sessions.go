@@ -14,12 +14,6 @@ import (
 // one that was taken over. What a Closed without an opening time, or without a key, ends is decided when the log is read, so that the order
 // in which facts come makes no difference.
 
-// sessionRef is an entry for a client's log.
-type sessionRef struct {
-	begin, end int // in fold.sessions
-	next       int // 1 + the index of the client's next one, 0 for none
-}
-
 // noteLeaving notes what is known of the connections that a fact may take out of the state, before it does.
 func (p *partition) noteLeaving(s *presence.State, f *presence.Fact, cluster *presence.Cluster) {
 	l := p.folds.leaving[:0]
@@ -162,43 +156,28 @@ func endsBefore(n *presence.NodeState, takeover *presence.Close) bool {
 }
 
 func (f *fold) addSession(e *entry, s *store.Session) {
-	begin := len(f.sessions)
-	f.sessions = store.AppendSession(f.sessions, s)
-	f.link(e, begin)
+	begin := len(f.history.bytes)
+	f.history.bytes = store.AppendSession(f.history.bytes, s)
+	f.history.link(&e.sessions, begin)
 }
 
 func (f *fold) addEnding(e *entry, x *store.Ending) {
-	begin := len(f.sessions)
-	f.sessions = store.AppendEnding(f.sessions, x)
-	f.link(e, begin)
+	begin := len(f.history.bytes)
+	f.history.bytes = store.AppendEnding(f.history.bytes, x)
+	f.history.link(&e.sessions, begin)
 }
 
-// link adds what was appended to the client's log.
-func (f *fold) link(e *entry, begin int) {
-	f.sessionRefs = append(f.sessionRefs, sessionRef{begin: begin, end: len(f.sessions)})
-	at := len(f.sessionRefs)
-	if e.firstSession == 0 {
-		e.firstSession = at
-	} else {
-		f.sessionRefs[e.lastSession-1].next = at
-	}
-	e.lastSession = at
-}
-
-// writeSessions joins what the batch logged of a client's connections to its log.
+// writeSessions joins what the set logged of a client's connections to its log.
 func (p *partition) writeSessions(b *store.Batch, e *entry) error {
 	limit := p.parts.cfg.SessionsPerClient
-	if e.firstSession == 0 && !e.forgotten {
+	n := int(e.sessions.count)
+	if n == 0 && !e.forgotten {
 		return nil
 	}
 	f := &p.folds
 	f.key = append(f.key[:0], e.key...)
-	log, n := f.logged[:0], 0
-	for i := e.firstSession; i != 0; i = f.sessionRefs[i-1].next {
-		log = append(log, f.sessions[f.sessionRefs[i-1].begin:f.sessionRefs[i-1].end]...)
-		n++
-	}
-	f.logged = log
+	f.scratch = f.history.append(f.scratch[:0], e.sessions, n)
+	log := f.scratch
 	if e.forgotten {
 		return p.forgetSessions(b, e, log)
 	}

@@ -1,0 +1,232 @@
+package materializer
+
+import (
+	"slices"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/services/materializer/store"
+)
+
+// fold is a partition's working set: the rows that its facts have touched since the latest commit, as they are now, and what is to be written
+// with them. A row is read at most once, folded in memory as its facts come, and written once, with all others and the offset behind the
+// facts. Live, the set is committed after each take from the queue; a partition that catches up keeps it open, see [partition.due].
+type fold struct {
+	blank bool // the store has no rows of the partition: there is nothing to read
+
+	blocks  [][]entry // of blockEntries each, so that an entry stays where it is
+	size    int       // entries in use
+	byKey   map[string]int
+	arena   arena
+	logs    logs          // what is to be appended to the clients' logs
+	history logs          // and to their histories
+	out     []store.Entry // the outbox
+	outSize int           // bytes of it
+	counted counted
+	bytes   int       // of the entries' states; see memory
+	records int       // that were taken
+	began   time.Time // when the first of them was
+	firstMS int64     // received time of the first fact, 0 if there was none
+
+	// Of one take.
+	facts  []pendingFact
+	unread []int // entries without their rows
+	poison []*eventlog.DeadLetter
+
+	// Of one client.
+	leaving []store.Session // what a fact may take out of the state
+	scratch []byte
+	state   []byte
+	key     []byte
+}
+
+// pendingFact is a decoded fact, what became of it, and the entry that it goes to.
+type pendingFact struct {
+	store.Evidence
+	entry int
+}
+
+// entry is a row of the working set.
+type entry struct {
+	key   string
+	found bool
+	row   store.Row
+	// published is the state as in the client's latest record, as far as this set knows it: as it was read, or as a transition of
+	// the set left it.
+	published  []byte
+	before     []byte // as read
+	indexed    store.Indexed
+	transition bool
+	touched    bool // received time grew
+	forgotten  bool // what was logged before the chains is to go
+	expired    bool // the row was gone, and what followed was folded onto nothing
+
+	logged, sessions chain
+	stateBytes       int
+}
+
+const (
+	blockEntries = 128
+	entryBytes   = int(unsafe.Sizeof(entry{})) + 64 // and its place in byKey
+	// keptBytes is the largest set whose memory is kept for the next one.
+	keptBytes = 16 << 20
+)
+
+func (f *fold) init() { f.byKey = map[string]int{} }
+
+// reset empties the set.
+func (f *fold) reset() {
+	// The memory of a larger set is kept for the next larger one only.
+	if f.memory() > keptBytes || f.records <= liveBatch && len(f.blocks)*blockEntries > 4*liveBatch {
+		*f = fold{blank: f.blank, byKey: map[string]int{}, scratch: f.scratch, state: f.state, key: f.key}
+		return
+	}
+	for _, b := range f.blocks {
+		clear(b)
+	}
+	clear(f.byKey)
+	clear(f.facts)
+	clear(f.leaving[:cap(f.leaving)])
+	f.logs.reset()
+	f.history.reset()
+	*f = fold{blank: f.blank, blocks: f.blocks, byKey: f.byKey, arena: f.arena, logs: f.logs, history: f.history, facts: f.facts[:0], unread: f.unread[:0],
+		leaving: f.leaving[:0], scratch: f.scratch, state: f.state, key: f.key}
+	f.arena.used = 0
+}
+
+// empty reports whether all that was folded is committed.
+func (f *fold) empty() bool { return f.records == 0 }
+
+// memory is about how many bytes the set takes.
+func (f *fold) memory() int {
+	return f.size*entryBytes + f.bytes + f.arena.used + f.logs.memory() + f.history.memory() + f.outSize
+}
+
+func (f *fold) entry(i int) *entry { return &f.blocks[i/blockEntries][i%blockEntries] }
+
+// add returns the index of a client's entry, and whether it is new.
+func (f *fold) add(key []byte) (i int, added bool) {
+	if i, ok := f.byKey[string(key)]; ok {
+		return i, false
+	}
+	i = f.size
+	if f.size++; i/blockEntries == len(f.blocks) {
+		f.blocks = append(f.blocks, make([]entry, blockEntries))
+	}
+	e := f.entry(i)
+	k := f.arena.copy(key)
+	e.key = unsafe.String(unsafe.SliceData(k), len(k)) // never written again
+	e.before, e.published = emptyState, emptyState
+	e.row.Last.Version, e.row.Latest = noVersion, noVersion
+	f.byKey[e.key] = i
+	return i, true
+}
+
+// sorted returns the entries in the order of their keys, which is the cheapest to write.
+func (f *fold) sorted() []*entry {
+	order := make([]*entry, f.size)
+	for i := range order {
+		order[i] = f.entry(i)
+	}
+	slices.SortFunc(order, func(a, b *entry) int { return strings.Compare(a.key, b.key) })
+	return order
+}
+
+// weigh notes how much memory an entry's state takes now.
+func (f *fold) weigh(e *entry) {
+	n := stateBytes(&e.row.State)
+	f.bytes += n - e.stateBytes
+	e.stateBytes = n
+}
+
+// stateBytes is about how many bytes of memory a state points to.
+func stateBytes(s *presence.State) int {
+	n := cap(s.Nodes)*int(unsafe.Sizeof(presence.NodeState{})) + cap(s.Observed)*int(unsafe.Sizeof(presence.Observation{}))
+	for i := range s.Nodes {
+		x := &s.Nodes[i]
+		n += len(x.Node) + len(x.Conn.Key) + len(x.Conn.Username) + len(x.Conn.Peer) + len(x.End.Key) + len(x.End.RawReason) +
+			cap(x.Marks)*int(unsafe.Sizeof(presence.Mark{})) + cap(x.Earlier)*int(unsafe.Sizeof(presence.Earlier{})) + cap(x.Closes)*int(unsafe.Sizeof(presence.Close{}))
+		for j := range x.Earlier {
+			n += len(x.Earlier[j].Key)
+		}
+		for j := range x.Closes {
+			n += len(x.Closes[j].Key) + len(x.Closes[j].RawReason)
+		}
+	}
+	for i := range s.Observed {
+		n += len(s.Observed[i].Node) + len(s.Observed[i].Key) + len(s.Observed[i].Source)
+	}
+	return n
+}
+
+// counted is what the set has to add to metrics once it is committed.
+type counted struct {
+	facts       [presence.Forgotten + 1][presence.NumOutcomes]int
+	transitions [presence.Online + 1]int
+}
+
+// arena holds bytes that live as long as the set. It never uses memory twice.
+type arena struct {
+	free []byte
+	used int
+}
+
+const arenaChunk = 64 << 10
+
+// copy returns a copy of b.
+func (a *arena) copy(b []byte) []byte {
+	if len(b) > cap(a.free)-len(a.free) {
+		if len(b) > arenaChunk/8 {
+			a.used += len(b)
+			return slices.Clone(b)
+		}
+		a.free = make([]byte, 0, arenaChunk)
+	}
+	begin := len(a.free)
+	a.free = append(a.free, b...)
+	a.used += len(b)
+	return a.free[begin:len(a.free):len(a.free)]
+}
+
+// logs are the entries that a set has for the logs of its clients, chained per client.
+type logs struct {
+	bytes []byte
+	refs  []logRef
+}
+
+// logRef is where an entry stands, and 1 + the index of the client's next one, 0 for none.
+type logRef struct{ begin, end, next uint32 }
+
+// chain is 1 + the indexes of a client's first and last entry, 0 for none, and how many there are.
+type chain struct{ first, last, count uint32 }
+
+func (l *logs) reset() { l.bytes, l.refs = l.bytes[:0], l.refs[:0] }
+
+func (l *logs) memory() int { return cap(l.bytes) + cap(l.refs)*int(unsafe.Sizeof(logRef{})) }
+
+// link ends an entry that was appended to l.bytes from begin on, the newest of a chain.
+func (l *logs) link(c *chain, begin int) {
+	l.refs = append(l.refs, logRef{begin: uint32(begin), end: uint32(len(l.bytes))})
+	at := uint32(len(l.refs))
+	if c.first == 0 {
+		c.first = at
+	} else {
+		l.refs[c.last-1].next = at
+	}
+	c.last = at
+	c.count++
+}
+
+// append appends the newest entries of a chain to dst, at most limit.
+func (l *logs) append(dst []byte, c chain, limit int) []byte {
+	skip := int(c.count) - limit
+	for i := c.first; i != 0; i = l.refs[i-1].next {
+		if skip--; skip < 0 {
+			dst = append(dst, l.bytes[l.refs[i-1].begin:l.refs[i-1].end]...)
+		}
+	}
+	return dst
+}
