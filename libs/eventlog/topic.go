@@ -56,6 +56,13 @@ const (
 	knownInterval = 50 * time.Millisecond
 )
 
+// With so many replicas a record is acknowledged once so many have it: it outlives the loss of a broker, and one may be away. Kafka's own default
+// would acknowledge what a single broker has. While too few are there producers wait.
+const (
+	minReplicas = 3
+	minInSync   = "2"
+)
+
 // Ensure creates the topics that are absent and checks those that are present: their partition count, and the configuration that the
 // contract depends on. It changes no existing topic. Safe to call from several processes at once.
 func Ensure(ctx context.Context, cl *kgo.Client, c Config) error {
@@ -162,6 +169,9 @@ func create(ctx context.Context, adm *kadm.Client, t Topic, c Config) error {
 	cfg := make(map[string]*string, len(t.Config))
 	for k, v := range t.Config {
 		cfg[k] = kadm.StringPtr(v)
+	}
+	if c.ReplicationFactor >= minReplicas {
+		cfg["min.insync.replicas"] = kadm.StringPtr(minInSync)
 	}
 	r, err := adm.CreateTopic(ctx, t.partitions(c), c.ReplicationFactor, cfg, t.Name)
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -83,6 +84,28 @@ func TestEnsureChecksCleanupPolicy(t *testing.T) {
 	}
 	if err := eventlog.Ensure(ctx, cl, cfg); !errors.Is(err, eventlog.ErrTopicMismatch) || !strings.Contains(err.Error(), "cleanup.policy=delete") {
 		t.Errorf("cleanup policy: %v", err)
+	}
+}
+
+// TestEnsureKeepsTwoInSync: what three replicas have acknowledged outlives the loss of one.
+func TestEnsureKeepsTwoInSync(t *testing.T) {
+	for factor, want := range map[int16]string{1: "1", 2: "1", 3: "2"} {
+		_, cfg := eventlogtest.NewCluster(t, kfake.NumBrokers(3))
+		cfg.ReplicationFactor = factor
+		eventlogtest.Ensure(t, cfg)
+		configs, err := kadm.NewClient(eventlogtest.NewClient(t, cfg)).DescribeTopicConfigs(context.Background(), eventlog.TopicClientEvents)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, kv := range configs[0].Configs {
+			if kv.Key == "min.insync.replicas" {
+				got = kv.MaybeValue()
+			}
+		}
+		if got != want {
+			t.Errorf("replication factor %d: min.insync.replicas is %q, want %q", factor, got, want)
+		}
 	}
 }
 
