@@ -117,6 +117,16 @@ e2e-docker: images
 	echo "e2e: Kafka $$PRESENCE_E2E_KAFKA_IMAGE, Mosquitto $$PRESENCE_E2E_MOSQUITTO_IMAGE"; \
 	go test -tags e2e -timeout 30m -count=1 -v ./e2e/...
 
+# DURATION, RATE and CLIENTS are the run's; what is planned depends on SEED and DURATION alone.
+.PHONY: chaos
+chaos: override VERSION := local
+chaos: images ## Kill, stop, cut off and restart every kind of process for DURATION (default 10m) from SEED (default 1), then prove that nothing is wrong (needs Docker and root).
+	@if [ -e /.dockerenv ]; then export TESTCONTAINERS_HOST_OVERRIDE="$${TESTCONTAINERS_HOST_OVERRIDE:-127.0.0.1}"; fi; \
+	export TESTCONTAINERS_RYUK_DISABLED=true PRESENCE_E2E_REQUIRE_DOCKER=1; \
+	export PRESENCE_E2E_CHAOS_SEED="$(or $(SEED),1)" PRESENCE_E2E_CHAOS_DURATION="$(or $(DURATION),10m)"; \
+	export PRESENCE_E2E_CHAOS_RATE="$(or $(RATE),1000)" PRESENCE_E2E_CHAOS_CLIENTS="$(or $(CLIENTS),5000)"; \
+	go test -tags e2e -timeout 0 -count=1 -run '^TestChaos$$' -v ./e2e
+
 ##@ Develop
 
 .PHONY: generate generate-proto generate-go

@@ -38,8 +38,8 @@ type docker struct {
 	net *testcontainers.DockerNetwork
 }
 
-// newDocker returns the machine's Docker engine. Without one the test is skipped, or fails where it must not be.
-func newDocker(t *testing.T) *docker {
+// newDocker returns the machine's Docker engine, and a network as opts say. Without one the test is skipped, or fails where it must not be.
+func newDocker(t *testing.T, opts ...network.NetworkCustomizer) *docker {
 	t.Helper()
 	requireDocker(t)
 	api, err := testcontainers.NewDockerClientWithOpts(t.Context())
@@ -47,7 +47,7 @@ func newDocker(t *testing.T) *docker {
 		t.Fatalf("connect to the Docker engine: %v", err)
 	}
 	t.Cleanup(func() { _ = api.Close() })
-	n, err := network.New(t.Context())
+	n, err := network.New(t.Context(), opts...)
 	if err != nil {
 		t.Fatalf("create a Docker network: %v", err)
 	}
@@ -85,6 +85,7 @@ type spec struct {
 	files []testcontainers.ContainerFile
 	ports []string       // to be published on loopback, as "8080/tcp"
 	fixed map[string]int // host ports of those that must keep theirs over a restart
+	ip    netip.Addr     // in the network, where it must be known before; the zero value: any
 	ready wait.Strategy
 }
 
@@ -114,6 +115,11 @@ func (d *docker) start(s spec) *dockerContainer {
 		testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) { hc.PortBindings = bindings }),
 		testcontainers.WithWaitStrategyAndDeadline(startTimeout, s.ready),
 		testcontainers.WithLogger(tclog.NewNoopLogger()),
+	}
+	if s.ip.IsValid() {
+		options = append(options, testcontainers.WithEndpointSettingsModifier(func(settings map[string]*dockernetwork.EndpointSettings) {
+			settings[d.net.Name].IPAMConfig = &dockernetwork.EndpointIPAMConfig{IPv4Address: s.ip}
+		}))
 	}
 	if s.cmd != nil {
 		options = append(options, testcontainers.WithCmd(s.cmd...))
