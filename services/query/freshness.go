@@ -67,21 +67,33 @@ func (c clock) freshness(p *presencev1.PartitionFreshness, h *presencev1.Cluster
 
 // lag sets lag_records and lag_ms if they are known, and says if they are not, or too large.
 func (c clock) lag(f *presencev1.Freshness, p *presencev1.PartitionFreshness) {
-	if p == nil || p.GetEndOffset() < 0 || c.ageMS(p.GetEndOffsetTimeMs()) > c.staleAfter.Milliseconds() {
+	records, ms, known := c.lagOf(p)
+	if !known {
 		f.StaleReasons = append(f.StaleReasons, staleLagUnknown)
 		return
 	}
-	records := max(0, p.GetEndOffset()-p.GetAppliedOffset())
-	f.LagRecords = &records
-	var ms int64
-	if records > 0 {
+	f.LagRecords, f.LagMs = &records, &ms
+	if ms > c.staleAfter.Milliseconds() {
+		f.StaleReasons = append(f.StaleReasons, staleLagging)
+	}
+}
+
+// lagOf returns how far a partition is behind, if that is known.
+func (c clock) lagOf(p *presencev1.PartitionFreshness) (records, ms int64, known bool) {
+	if p == nil || p.GetEndOffset() < 0 || c.ageMS(p.GetEndOffsetTimeMs()) > c.staleAfter.Milliseconds() {
+		return 0, 0, false
+	}
+	if records = max(0, p.GetEndOffset()-p.GetAppliedOffset()); records > 0 {
 		// What is waiting came after the last record applied, and after the last time that nothing was waiting.
 		ms = c.ageMS(max(p.GetAppliedTimeMs(), p.GetCaughtUpTimeMs()))
-		if ms > c.staleAfter.Milliseconds() {
-			f.StaleReasons = append(f.StaleReasons, staleLagging)
-		}
 	}
-	f.LagMs = &ms
+	return records, ms, true
+}
+
+// late reports whether answers of a partition are stale by its owner's fault.
+func (c clock) late(p *presencev1.PartitionFreshness) bool {
+	_, ms, known := c.lagOf(p)
+	return !p.GetReady() || !known || ms > c.staleAfter.Milliseconds()
 }
 
 // ageMS is the time since an instant in epoch milliseconds; 0 for one that a faster clock puts into the future.

@@ -21,14 +21,12 @@ import (
 )
 
 const (
-	refreshInterval = 2 * time.Second
+	refreshInterval = time.Second
 	// startInterval is in force until every partition has had an owner.
 	startInterval  = 250 * time.Millisecond
 	refreshTimeout = 5 * time.Second
 	// minRefresh keeps failing requests from asking Kafka without pause.
 	minRefresh = 100 * time.Millisecond
-	// maxRounds bounds how often a request asks again with a newer routing.
-	maxRounds = 8
 	// maxAnswer bounds the answer of a materializer, in bytes: a page of 1,000 clients with the longest IDs and usernames is no larger.
 	maxAnswer = 256 << 20
 )
@@ -54,7 +52,8 @@ type Router struct {
 	lastErr   error
 	complete  bool // every partition had an owner once
 	conns     map[string]*connection
-	suspects  map[string]time.Time // owners that let a request wait, until when others are asked first
+
+	standings standings
 }
 
 // connection to one materializer.
@@ -67,6 +66,7 @@ type connection struct {
 type routerMetrics struct {
 	refreshes *prometheus.CounterVec
 	calls     *prometheus.CounterVec
+	hedges    *prometheus.CounterVec
 	unowned   prometheus.Gauge
 	age       prometheus.GaugeFunc
 }
@@ -87,7 +87,6 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 		trigger:   make(chan struct{}, 1),
 		refreshed: make(chan struct{}),
 		conns:     make(map[string]*connection),
-		suspects:  make(map[string]time.Time),
 	}
 	r.metrics = routerMetrics{
 		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -98,6 +97,10 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 			Name: "presence_query_owner_calls_total",
 			Help: "Calls to materializers, by gRPC code.",
 		}, []string{"code"}),
+		hedges: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "presence_query_hedged_calls_total",
+			Help: "Calls to materializers that took so long that another replica was asked as well, by who answered first: own, other or none.",
+		}, []string{"first"}),
 		unowned: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "presence_query_unowned_partitions",
 			Help: "Partitions that no replica owns.",
@@ -112,7 +115,7 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 			return 0
 		}),
 	}
-	if err := register(reg, r.metrics.refreshes, r.metrics.calls, r.metrics.unowned, r.metrics.age); err != nil {
+	if err := register(reg, r.metrics.refreshes, r.metrics.calls, r.metrics.hedges, r.metrics.unowned, r.metrics.age); err != nil {
 		return nil, err
 	}
 	if r.kafka, err = kgo.NewClient(opts...); err != nil {
@@ -124,9 +127,10 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 
 // Run keeps the routing fresh until ctx ends, then closes all connections and returns nil. A Router runs once.
 func (r *Router) Run(ctx context.Context) error {
-	var files sync.WaitGroup
-	defer files.Wait()
-	files.Go(func() { r.tls.Run(ctx) })
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { r.tls.Run(ctx) })
+	beside.Go(func() { r.probing(ctx) })
 	for ctx.Err() == nil {
 		r.refresh(ctx)
 		pause := time.NewTimer(minRefresh)

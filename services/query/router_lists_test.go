@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -100,25 +101,61 @@ func TestRouterListsOverAllOwners(t *testing.T) {
 // hanging is a StateService that gives no answer while it hangs, as a process that was stopped.
 type hanging struct {
 	*readertest.Fake
-	hangs atomic.Bool
-	asked atomic.Int64
+	asked atomic.Int64 // but for counts
+
+	mu   sync.Mutex
+	gone chan struct{} // closed when it does not hang any more
+}
+
+// hang makes it hang.
+func (h *hanging) hang() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gone = make(chan struct{})
+}
+
+// release lets it go on: what was asked meanwhile is answered.
+func (h *hanging) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.gone)
+	h.gone = nil
 }
 
 func (h *hanging) wait(ctx context.Context) {
-	h.asked.Add(1)
-	if h.hangs.Load() {
-		<-ctx.Done()
+	h.mu.Lock()
+	gone := h.gone
+	h.mu.Unlock()
+	if gone == nil {
+		return
+	}
+	select {
+	case <-gone:
+	case <-ctx.Done():
 	}
 }
 
 func (h *hanging) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) (*presencev1.GetStatesResponse, error) {
+	h.asked.Add(1)
 	h.wait(ctx)
 	return h.Fake.GetStates(ctx, req)
 }
 
 func (h *hanging) ListStates(ctx context.Context, req *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error) {
+	h.asked.Add(1)
 	h.wait(ctx)
 	return h.Fake.ListStates(ctx, req)
+}
+
+func (h *hanging) ListUsernames(ctx context.Context, req *presencev1.ListUsernamesRequest) (*presencev1.ListUsernamesResponse, error) {
+	h.asked.Add(1)
+	h.wait(ctx)
+	return h.Fake.ListUsernames(ctx, req)
+}
+
+func (h *hanging) GetCounts(ctx context.Context, req *presencev1.GetCountsRequest) (*presencev1.GetCountsResponse, error) {
+	h.wait(ctx)
+	return h.Fake.GetCounts(ctx, req)
 }
 
 // A replica answers in place of an owner that hangs, within the request's time, and the one that hangs is not asked first for a while.
@@ -145,7 +182,7 @@ func TestRouterFallsOverFromAnOwnerThatHangs(t *testing.T) {
 		}
 		return nil
 	})
-	h.hangs.Store(true)
+	h.hang()
 	began := time.Now()
 	if err := checkAll(t, r, ids); err != nil || time.Since(began) > 4*time.Second {
 		t.Errorf("after %v: %v", time.Since(began), err)

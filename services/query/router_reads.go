@@ -22,8 +22,9 @@ func (r *Router) GetStates(ctx context.Context, req *presencev1.GetStatesRequest
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
 	defer cancel()
 	keys := req.GetKeys()
-	var parts []*presencev1.GetStatesResponse
-	err := askOwners(ctx, r, question[*presencev1.GetStatesResponse]{
+	// An owner that has to wait for the offset is no worse for that.
+	waits := slices.ContainsFunc(keys, func(k *presencev1.StateKey) bool { return k.MinOffset != nil })
+	parts, err := askOwners(ctx, r, question[*presencev1.GetStatesResponse]{
 		items: func(*routing) []int { return upTo(len(keys)) },
 		partition: func(t *routing, item int) int32 {
 			return eventlog.Partition(eventlog.ClientKey(req.GetCluster(), keys[item].GetClientId()), t.partitions)
@@ -35,15 +36,10 @@ func (r *Router) GetStates(ctx context.Context, req *presencev1.GetStatesRequest
 			}
 			return owner.GetStates(ctx, part)
 		},
-		take: func(answer *presencev1.GetStatesResponse, items []int) ([]int, error) {
-			notOwned, err := renumber(answer, items)
-			if err == nil && len(answer.GetEntries()) > 0 {
-				parts = append(parts, answer)
-			}
-			return notOwned, err
-		},
-		// The owner waits for the offset.
-		patient: slices.ContainsFunc(keys, func(k *presencev1.StateKey) bool { return k.MinOffset != nil }),
+		check: renumber,
+		fresh: (*presencev1.GetStatesResponse).GetPartitions,
+		hedge: hedgeKeys,
+		waits: waits,
 	})
 	switch {
 	case err != nil:
@@ -88,11 +84,16 @@ type byPartition interface {
 	GetPartitionCount() int32
 }
 
+// freshByPartition is one that says how fresh it is.
+type freshByPartition interface {
+	GetPartitions() []*presencev1.PartitionFreshness
+}
+
 // ListStates implements StateReader. Each owner lists its partitions; what all of them have read is merged.
 func (r *Router) ListStates(ctx context.Context, req *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
 	defer cancel()
-	parts, err := askPartitions(ctx, r, req.GetPartitions(), false,
+	parts, err := askPartitions(ctx, r, req.GetPartitions(), hedgePartitions,
 		func(ctx context.Context, owner presencev1.StateServiceClient, partitions []int32) (*presencev1.ListStatesResponse, error) {
 			// Made anew: a request must not be changed while another owner's is being sent.
 			return owner.ListStates(ctx, &presencev1.ListStatesRequest{
@@ -111,7 +112,7 @@ func (r *Router) ListStates(ctx context.Context, req *presencev1.ListStatesReque
 func (r *Router) GetCounts(ctx context.Context, req *presencev1.GetCountsRequest) (*presencev1.GetCountsResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
 	defer cancel()
-	parts, err := askPartitions(ctx, r, req.GetPartitions(), false,
+	parts, err := askPartitions(ctx, r, req.GetPartitions(), hedgePartitions,
 		func(ctx context.Context, owner presencev1.StateServiceClient, partitions []int32) (*presencev1.GetCountsResponse, error) {
 			return owner.GetCounts(ctx, &presencev1.GetCountsRequest{Cluster: req.GetCluster(), Partitions: partitions})
 		})
@@ -125,7 +126,7 @@ func (r *Router) GetCounts(ctx context.Context, req *presencev1.GetCountsRequest
 func (r *Router) ListUsernames(ctx context.Context, req *presencev1.ListUsernamesRequest) (*presencev1.ListUsernamesResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.RequestTimeout)
 	defer cancel()
-	parts, err := askPartitions(ctx, r, req.GetPartitions(), false,
+	parts, err := askPartitions(ctx, r, req.GetPartitions(), hedgePartitions,
 		func(ctx context.Context, owner presencev1.StateServiceClient, partitions []int32) (*presencev1.ListUsernamesResponse, error) {
 			return owner.ListUsernames(ctx, &presencev1.ListUsernamesRequest{
 				Cluster: req.GetCluster(), Partitions: partitions, After: req.After, Limit: req.GetLimit(),
@@ -141,7 +142,7 @@ func (r *Router) ListUsernames(ctx context.Context, req *presencev1.ListUsername
 func (r *Router) CheckStore(ctx context.Context, req *presencev1.CheckStoreRequest) (*presencev1.CheckStoreResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	parts, err := askPartitions(ctx, r, req.GetPartitions(), true,
+	parts, err := askPartitions(ctx, r, req.GetPartitions(), 0,
 		func(ctx context.Context, owner presencev1.StateServiceClient, partitions []int32) (*presencev1.CheckStoreResponse, error) {
 			return owner.CheckStore(ctx, &presencev1.CheckStoreRequest{Partitions: partitions, Repair: req.GetRepair()})
 		})
@@ -157,12 +158,12 @@ func (r *Router) CheckStore(ctx context.Context, req *presencev1.CheckStoreReque
 	return whole, nil
 }
 
-// askPartitions asks the owners of the given partitions, or of all if none is given, and returns one answer for each owner that has any.
-func askPartitions[A byPartition](ctx context.Context, r *Router, wanted []int32, patient bool,
+// askPartitions asks the owners of the given partitions, or of all if none is given, and returns one answer for each owner that has any. Hedge is
+// that of a question.
+func askPartitions[A byPartition](ctx context.Context, r *Router, wanted []int32, hedge time.Duration,
 	ask func(ctx context.Context, owner presencev1.StateServiceClient, partitions []int32) (A, error),
 ) ([]A, error) {
-	var parts []A
-	err := askOwners(ctx, r, question[A]{
+	q := question[A]{
 		items: func(t *routing) []int {
 			if len(wanted) == 0 {
 				return upTo(int(t.partitions))
@@ -181,7 +182,7 @@ func askPartitions[A byPartition](ctx context.Context, r *Router, wanted []int32
 			}
 			return ask(ctx, owner, partitions)
 		},
-		take: func(answer A, items []int) (notOwned []int, err error) {
+		check: func(answer A, items []int) (notOwned []int, err error) {
 			for _, p := range answer.GetNotOwned() {
 				at := slices.Index(items, int(p))
 				if at < 0 {
@@ -189,13 +190,14 @@ func askPartitions[A byPartition](ctx context.Context, r *Router, wanted []int32
 				}
 				notOwned = append(notOwned, at)
 			}
-			if len(notOwned) < len(items) {
-				parts = append(parts, answer)
-			}
 			return notOwned, nil
 		},
-		patient: patient,
-	})
+		hedge: hedge,
+	}
+	if _, ok := any(*new(A)).(freshByPartition); ok {
+		q.fresh = func(answer A) []*presencev1.PartitionFreshness { return any(answer).(freshByPartition).GetPartitions() }
+	}
+	parts, err := askOwners(ctx, r, q)
 	if err != nil {
 		return nil, err
 	}

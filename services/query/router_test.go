@@ -33,6 +33,7 @@ type materializer struct {
 	group string
 	kafka eventlog.Config
 	stop  func() // of the StateService
+	die   func() // of the member; leave ends its membership
 
 	mu    sync.Mutex
 	owned []int32
@@ -48,9 +49,17 @@ func join(t *testing.T, kafka eventlog.Config, replica string) *materializer {
 // joinAs makes a StateService, behind which is the fake, a static member of the replica's group.
 func joinAs(t *testing.T, kafka eventlog.Config, replica string, fake *readertest.Fake, service presencev1.StateServiceServer) *materializer {
 	t.Helper()
-	m := &materializer{Fake: fake, group: "presence-materializer-" + replica, kafka: kafka}
+	addr, stop := readertest.Serve(t, service)
+	m := joinAt(t, kafka, replica, fake, addr)
+	m.stop = stop
+	return m
+}
+
+// joinAt makes an address a static member of the replica's group.
+func joinAt(t *testing.T, kafka eventlog.Config, replica string, fake *readertest.Fake, addr string) *materializer {
+	t.Helper()
+	m := &materializer{Fake: fake, addr: addr, group: "presence-materializer-" + replica, kafka: kafka}
 	m.Own()
-	m.addr, m.stop = readertest.Serve(t, service)
 	change := func(f func(p int32)) func(context.Context, *kgo.Client, map[string][]int32) {
 		return func(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
 			m.mu.Lock()
@@ -76,10 +85,12 @@ func joinAs(t *testing.T, kafka eventlog.Config, replica string, fake *readertes
 			client.PollFetches(ctx)
 		}
 	}()
-	t.Cleanup(func() {
+	m.die = sync.OnceFunc(func() {
 		cancel()
 		<-done
+		client.Close()
 	})
+	t.Cleanup(m.die)
 	return m
 }
 
@@ -216,7 +227,9 @@ func TestRouterFollowsTheGroup(t *testing.T) {
 	kafka := startKafka(t)
 	r := startRouter(t, kafka, "a")
 	ids, facts := devices(60)
-	if _, err := r.GetStates(as(t, ""), keys(ids[0])); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "has no owner") {
+	short, cancel := context.WithTimeout(as(t, ""), 300*time.Millisecond)
+	defer cancel()
+	if _, err := r.GetStates(short, keys(ids[0])); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "has no owner") {
 		t.Errorf("without any owner: %v", err)
 	}
 	if err := r.Ready(t.Context()); err == nil {

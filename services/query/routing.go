@@ -29,21 +29,42 @@ type replica struct {
 	owners []string // StateService address by partition; empty: no owner
 }
 
-// owner returns who owns a partition in the first replica that has an owner not excluded; empty if none has.
-func (t *routing) owner(partition int32, excluded func(addr string) bool) string {
+// owner returns whom to ask for a partition: of the owners that did not fail, the one with the least doubt about it, and of several the one of the
+// first replica; empty if there is none.
+func (t *routing) owner(partition int32, failed failures, doubts map[string]*standing) string {
+	best, bestRank, bestApplied := "", 0, int64(0)
 	for _, r := range t.replicas {
-		if o := r.owners[partition]; o != "" && !excluded(o) {
-			return o
+		o := r.owners[partition]
+		if o == "" || failed.has(o, partition) {
+			continue
+		}
+		if rank, applied := doubts[o].rank(partition); best == "" || rank < bestRank || rank == bestRank && applied > bestApplied {
+			best, bestRank, bestApplied = o, rank, applied
 		}
 	}
-	return ""
+	return best
+}
+
+// ownedBy returns the partitions of an owner.
+func (t *routing) ownedBy(addr string) (partitions []int32) {
+	if t == nil {
+		return nil
+	}
+	for _, r := range t.replicas {
+		for p, o := range r.owners {
+			if o == addr {
+				partitions = append(partitions, int32(p))
+			}
+		}
+	}
+	return partitions
 }
 
 // unowned returns the number of partitions without an owner in any replica.
 func (t *routing) unowned() int {
 	n := 0
 	for p := range t.partitions {
-		if t.owner(p, func(string) bool { return false }) == "" {
+		if t.owner(p, nil, nil) == "" {
 			n++
 		}
 	}

@@ -105,21 +105,42 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-func TestOwnerPrefersTheFirstReplicaThatIsNotExcluded(t *testing.T) {
+func TestOwnerPrefersTheFirstReplicaOfThoseWithoutDoubt(t *testing.T) {
 	r := &routing{partitions: 2, replicas: []replica{{owners: []string{"a:1", ""}}, {owners: []string{"b:1", "b:1"}}}}
-	none := func(string) bool { return false }
-	notA := func(addr string) bool { return addr == "a:1" }
-	all := func(string) bool { return true }
+	behind := func(applied int64) *standing { return &standing{behind: map[int32]int64{0: applied}} }
+	suspect := &standing{suspect: true}
+	a, b := failures{}.with("a:1", 0), failures{}.with("b:1", -1)
 	for _, c := range []struct {
+		name      string
 		partition int32
-		excluded  func(string) bool
+		failed    failures
+		doubts    map[string]*standing
 		want      string
-	}{{0, none, "a:1"}, {0, notA, "b:1"}, {1, none, "b:1"}, {0, all, ""}} {
-		if got := r.owner(c.partition, c.excluded); got != c.want {
-			t.Errorf("owner of partition %d is %q, want %q", c.partition, got, c.want)
+	}{
+		{"both are fine", 0, nil, nil, "a:1"},
+		{"the first has failed", 0, a, nil, "b:1"},
+		{"the first has no owner", 1, a, nil, "b:1"},
+		{"all have failed", 0, a.with("b:1", 0), nil, ""},
+		{"the second has failed", 0, b, nil, "a:1"},
+		{"the second has failed, the first has no owner", 1, b, nil, ""},
+		{"the first is suspect", 0, nil, map[string]*standing{"a:1": suspect}, "b:1"},
+		{"the first is behind", 0, nil, map[string]*standing{"a:1": behind(7)}, "b:1"},
+		{"both are behind, the first less", 0, nil, map[string]*standing{"a:1": behind(7), "b:1": behind(5)}, "a:1"},
+		{"both are behind, the second less", 0, nil, map[string]*standing{"a:1": behind(5), "b:1": behind(7)}, "b:1"},
+		{"both are as far behind", 0, nil, map[string]*standing{"a:1": behind(7), "b:1": behind(7)}, "a:1"},
+		{"one is suspect, one behind", 0, nil, map[string]*standing{"a:1": suspect, "b:1": behind(1)}, "b:1"},
+		{"both are suspect", 0, nil, map[string]*standing{"a:1": suspect, "b:1": suspect}, "a:1"},
+		{"the suspect is all there is", 1, nil, map[string]*standing{"b:1": suspect}, "b:1"},
+		{"it is behind with another partition", 1, nil, map[string]*standing{"b:1": behind(0)}, "b:1"},
+	} {
+		if got := r.owner(c.partition, c.failed, c.doubts); got != c.want {
+			t.Errorf("%s: %q owns partition %d, want %q", c.name, got, c.partition, c.want)
 		}
 	}
 	if r.unowned() != 0 || (&routing{partitions: 2, replicas: r.replicas[:1]}).unowned() != 1 {
 		t.Error("unowned partitions are counted wrong")
+	}
+	if got := r.ownedBy("b:1"); !slices.Equal(got, []int32{0, 1}) {
+		t.Errorf("b:1 owns %v", got)
 	}
 }

@@ -36,6 +36,7 @@ type Fake struct {
 	calls      int
 	looks      int // rows that a list looks at; 0: all
 	damage     []string
+	behind     bool
 }
 
 // row is what is kept of one client.
@@ -130,6 +131,13 @@ func (f *Fake) Edit(edit func(*presencev1.GetStatesResponse) error) {
 	f.edit = edit
 }
 
+// CatchUp makes the fake say that it is catching up, or not any more.
+func (f *Fake) CatchUp(behind bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.behind = behind
+}
+
 // Calls is the number of calls so far.
 func (f *Fake) Calls() int {
 	f.mu.Lock()
@@ -186,7 +194,7 @@ func (f *Fake) GetStates(ctx context.Context, req *presencev1.GetStatesRequest) 
 
 func (f *Fake) freshness(p int32) *presencev1.PartitionFreshness {
 	return &presencev1.PartitionFreshness{
-		Partition: p, AppliedOffset: f.applied[p], EndOffset: f.applied[p], AppliedTimeMs: f.appliedMS[p], EndOffsetTimeMs: time.Now().UnixMilli(), Ready: true,
+		Partition: p, AppliedOffset: f.applied[p], EndOffset: f.applied[p], AppliedTimeMs: f.appliedMS[p], EndOffsetTimeMs: time.Now().UnixMilli(), Ready: !f.behind,
 	}
 }
 
