@@ -94,12 +94,12 @@ func (s *sim) finish() {
 			order = orders[d.Bridge].next(h, d, d.ReceivedMS)
 		}
 		d.Client = d.Event.Client
-		if left {
-			continue
+		if !left {
+			d.Event.Lost = ""
 		}
-		d.Event.Lost = ""
 		if d.Client >= 0 {
 			d.Fact, d.IsFact = d.Event.fact(d.ReceivedMS, order)
+			d.IsFact = d.IsFact && !left
 		}
 	}
 	for _, c := range s.clients {

@@ -30,9 +30,22 @@ type feed struct {
 
 // coverage is the part of a Feed fact that an interruption changes.
 type coverage struct {
-	CompleteSinceMS int64 `json:"complete_since_ms,omitempty"`
-	GapFromMS       int64 `json:"gap_from_ms,omitempty"`
-	GapToMS         int64 `json:"gap_to_ms,omitempty"`
+	CompleteSinceMS int64             `json:"complete_since_ms,omitempty"`
+	GapFromMS       int64             `json:"gap_from_ms,omitempty"`
+	GapToMS         int64             `json:"gap_to_ms,omitempty"`
+	Covered         presence.Coverage `json:"covered"`
+}
+
+// incomplete notes that a fact of that time is lost. What is missing stays out of what was covered.
+func (c *coverage) incomplete(fromMS, toMS int64) {
+	c.Covered.Cut(fromMS, toMS)
+	if c.CompleteSinceMS == 0 {
+		return
+	}
+	if c.CompleteSinceMS < fromMS {
+		c.Covered.Add(c.CompleteSinceMS, fromMS)
+	}
+	c.CompleteSinceMS = max(c.CompleteSinceMS, toMS)
 }
 
 // subscription is what the broker said when the bridge subscribed.
@@ -86,7 +99,7 @@ func (f *feed) recall(logged *presence.NodeFact, saved []byte) error {
 		f.fact.DroppedFromMS, f.fact.DroppedToMS = own.DroppedFromMS, own.DroppedToMS
 	}
 	if own.DroppedCount != 0 {
-		f.incomplete(own.DroppedToMS)
+		f.incomplete(own.DroppedFromMS, own.DroppedToMS)
 	}
 	f.loaded = true
 	session := f.session
@@ -107,10 +120,20 @@ func (f *feed) interrupted(atMS int64) {
 		return
 	}
 	if f.fact.CompleteSinceMS != 0 {
-		f.before = coverage{f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS}
-		f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = 0, atMS, 0
+		f.before = f.current()
+		down := coverage{GapFromMS: atMS, Covered: f.before.Covered}
+		down.Covered.Add(f.before.CompleteSinceMS, atMS)
+		f.set(down)
 		f.coveredMS = max(f.coveredMS, atMS)
 	}
+}
+
+func (f *feed) current() coverage {
+	return coverage{f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS, f.fact.Covered}
+}
+
+func (f *feed) set(c coverage) {
+	f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS, f.fact.Covered = c.CompleteSinceMS, c.GapFromMS, c.GapToMS, c.Covered
 }
 
 // subscribed is called at each SUBACK.
@@ -127,7 +150,7 @@ func (f *feed) subscribed(s subscription) {
 func (f *feed) settle() {
 	s := f.session
 	if f.complete(s.resumed, f.coveredMS, s.connectedMS) && f.before.CompleteSinceMS != 0 {
-		f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = f.before.CompleteSinceMS, f.before.GapFromMS, f.before.GapToMS
+		f.set(f.before)
 	} else {
 		f.fact.CompleteSinceMS = s.subscribedMS
 		if f.fact.GapFromMS != 0 && f.fact.GapToMS == 0 {
@@ -153,27 +176,32 @@ func (f *feed) lost(atMS int64) {
 	if !f.loaded || f.fact.CompleteSinceMS == 0 {
 		return
 	}
-	from := max(f.coveredMS, f.fact.CompleteSinceMS)
-	f.fact.CompleteSinceMS, f.fact.GapFromMS, f.fact.GapToMS = atMS, min(from, atMS), atMS
+	from := min(max(f.coveredMS, f.fact.CompleteSinceMS), atMS)
+	c := f.current()
+	c.incomplete(from, atMS)
+	c.CompleteSinceMS, c.GapFromMS, c.GapToMS = atMS, from, atMS
+	f.set(c)
 }
 
-// dropped is called when facts were dropped at the spool's bound.
+// dropped is called when facts were dropped at the spool's bound. Drops that follow one another within the lease are one: what came between them is
+// not worth telling.
 func (f *feed) dropped(count, fromMS, toMS int64) {
 	if f.fact.DroppedCount == 0 || fromMS-f.fact.DroppedToMS > f.fact.LeaseMS {
 		f.fact.DroppedFromMS = fromMS
+	} else {
+		fromMS = min(fromMS, f.fact.DroppedToMS)
 	}
 	f.fact.DroppedCount += count
 	f.fact.DroppedToMS = max(f.fact.DroppedToMS, toMS)
-	f.incomplete(toMS)
+	f.incomplete(fromMS, toMS)
 }
 
-// incomplete notes that a fact of that time is lost.
-func (f *feed) incomplete(atMS int64) {
-	for _, since := range []*int64{&f.fact.CompleteSinceMS, &f.before.CompleteSinceMS} {
-		if *since != 0 {
-			*since = max(*since, atMS)
-		}
-	}
+// incomplete notes that facts that were received between two times are lost.
+func (f *feed) incomplete(fromMS, toMS int64) {
+	c := f.current()
+	c.incomplete(fromMS, toMS)
+	f.set(c)
+	f.before.incomplete(fromMS, toMS)
 }
 
 // assert returns the Feed fact as of nowMS: everything received before is durable.
