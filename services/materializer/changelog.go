@@ -44,6 +44,12 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 			return err
 		}
 	}
+	if found && m.outdated(before, first) {
+		if err := p.startAnew(); err != nil {
+			return err
+		}
+		return p.catchUpChangelog(ctx, pub, false, first)
+	}
 	b := p.indexes.NewBatch()
 	if err := m.settle(b); err != nil {
 		return closeBatch(b, err)

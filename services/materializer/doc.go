@@ -18,6 +18,9 @@
 //     a crash the same bytes may come twice, with equal versions.
 //   - One process publishes a partition: to acquire it fences the one before, and then reads what that one published and this store does
 //     not have. A store without rows is filled this way, and a partition that comes back goes on from what others made of it.
+//   - A store that was left so far behind that Kafka may not say any more who was forgotten meanwhile is filled anew, partition by partition.
+//   - A backup is the store as it is at one moment. A store that is made of it goes on as one that was left behind then: what it has of
+//     unpublished transitions gives way to what was published since.
 //   - A checkpoint says: all states up to this offset are published before it in its partition.
 //   - Node events are read to the end before the first fact is folded, at every start, and wait for nothing after that. A change of
 //     nodes is in every answer at once; the sweep publishes the transitions that follow.

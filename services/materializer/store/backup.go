@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -199,13 +201,71 @@ func removeCheckpoint(fs vfs.FS, root string) error {
 	return nil
 }
 
-// ErrUnfinished is returned by Open for a directory that a restore has not finished to fill.
-var ErrUnfinished = errors.New("the restore into data-dir is not finished")
+// Errors of Open for a directory that is not to be touched.
+var (
+	ErrUnfinished = errors.New("the restore into data-dir is not finished")
+	ErrForeign    = errors.New("data-dir is not a materializer's")
+)
 
-// checkFinished returns an error if a backup was not restored as a whole to dir.
-func checkFinished(fs vfs.FS, dir string) error {
-	if _, err := fs.Stat(fs.PathJoin(dir, backup.Unfinished)); err != nil {
-		return nil //nolint:nilerr // Whatever is wrong with the directory, opening the store tells.
+// checkDir returns an error if a backup was not restored as a whole to dir, or if it has no store but something else.
+func checkDir(fs vfs.FS, dir string) error {
+	names, err := fs.List(dir)
+	if err != nil {
+		return nil // It may be absent. Whatever else is wrong with it, opening the store tells.
 	}
-	return fmt.Errorf("%w: %s has a file %s; empty the directory and restore the backup again, or start with it empty, which is filled from Kafka", ErrUnfinished, dir, backup.Unfinished)
+	if slices.Contains(names, backup.Unfinished) {
+		return fmt.Errorf("%w: %s has a file %s; empty the directory and restore the backup again, or start with it empty, which is filled from Kafka", ErrUnfinished, dir, backup.Unfinished)
+	}
+	if desc, err := pebble.Peek(dir, fs); err != nil || desc.Exists {
+		return nil
+	}
+	slices.Sort(names)
+	if i := slices.IndexFunc(names, func(name string) bool { return !ownFile(name) }); i >= 0 {
+		return fmt.Errorf("%w: %s has no store, but %q: set another data-dir, or move away what is in it", ErrForeign, dir, names[i])
+	}
+	return nil
+}
+
+// ownFile reports whether a file may be in a directory without a store: one that a crash left of a store that was just begun, or one of the file
+// system itself.
+func ownFile(name string) bool {
+	for _, pattern := range []string{".*", "lost+found", checkpointDir, lockFile, "CURRENT*", "MANIFEST-*", "OPTIONS-*", "marker.*", "temporary.*", "*.log", "*.sst", "*.dbtmp"} {
+		if ok, err := path.Match(pattern, name); ok && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// differsFrom names what is not the same, for a person.
+func (i Identity) differsFrom(other Identity) string {
+	var what []string
+	for _, c := range []struct {
+		differs bool
+		name    string
+	}{
+		{i.KafkaCluster != other.KafkaCluster, "kafka cluster"},
+		{i.TopicID != other.TopicID, "client-events"},
+		{i.Partitions != other.Partitions, "number of partitions"},
+		{i.NodeTopicID != other.NodeTopicID, "node-events"},
+	} {
+		if c.differs {
+			what = append(what, c.name)
+		}
+	}
+	return strings.Join(what, ", ")
+}
+
+// Clear removes everything of a partition.
+func (s *Store) Clear(partition int32) error {
+	b := s.db.NewBatch()
+	for kind := kindMeta; kind < 0x80; kind++ {
+		if err := b.DeleteRange(appendPrefix(nil, kind, partition), appendPrefixEnd(nil, kind, partition), nil); err != nil {
+			return errors.Join(fmt.Errorf("clear partition %d: %w", partition, err), b.Close())
+		}
+	}
+	if err := b.Commit(pebble.Sync); err != nil {
+		return fmt.Errorf("clear partition %d: %w", partition, err)
+	}
+	return nil
 }

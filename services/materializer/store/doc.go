@@ -14,6 +14,9 @@
 //     first row on, as in the facts of an empty store, or was by rules of another version, [Indexes.Build] makes up for it; until it has, a
 //     [View] says that they are not complete.
 //   - A View shows rows, indexes and counters as they were at one moment.
+//   - A [Checkpoint] is a copy of all that was committed before, of which another store can be made. It holds space on disk and nothing else, and
+//     leaves the store the room that it needs.
+//   - A directory that holds something else than a store, or a part of one, is not touched.
 //   - A store serves one Kafka cluster and one client-events topic: [Store.Bind] refuses any other, naming both.
 //
 // A Store is safe for concurrent use; a Batch belongs to one goroutine. Byte slices passed in are copied, those passed to callbacks are

@@ -62,7 +62,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if fs == nil {
 		fs = vfs.Default
 	}
-	if err := checkFinished(fs, dir); err != nil {
+	if err := checkDir(fs, dir); err != nil {
 		return nil, err
 	}
 	if o.EvidencePerClient == 0 {
@@ -96,7 +96,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	db, err := pebble.Open(dir, opts)
 	if err != nil {
-		return nil, fmt.Errorf("open the store in %s; if another process uses it, stop that; if an older version wrote it, start with an empty data-dir, which is filled from Kafka: %w", dir, err)
+		return nil, fmt.Errorf("open the store in %s; if another process uses it, stop that; if it is another program's, set another data-dir; if it is damaged, or an older version wrote it, start with an empty data-dir, which is filled from Kafka: %w", dir, err)
 	}
 	// A checkpoint that is there was left by a crash: only now, with the store locked, it is nobody's.
 	if err := removeCheckpoint(fs, fs.PathJoin(dir, checkpointDir)); err != nil {
@@ -146,7 +146,7 @@ func (s *Store) Bind(id Identity) error {
 		}
 	}
 	if have != id {
-		return fmt.Errorf("%w: it was filled from %v, and this is %v: set another data-dir, or empty it to fill it from here", ErrIdentity, have, id)
+		return fmt.Errorf("%w: it is of another %s: it was filled from %v, and this is %v: set another data-dir, or empty it to fill it from here", ErrIdentity, have.differsFrom(id), have, id)
 	}
 	return nil
 }
