@@ -63,7 +63,7 @@ type reader struct {
 }
 
 func newReader(ctx context.Context, src io.Reader) *reader {
-	r := &reader{ctx: ctx, src: bufio.NewReaderSize(src, 1<<20)}
+	r := &reader{ctx: ctx, src: bufio.NewReaderSize(src, 64<<10)}
 	r.want.SetSeed(r.is.Seed())
 	r.tar, r.again = tar.NewReader(r), tar.NewWriter(&r.want)
 	return r
