@@ -23,6 +23,7 @@ type Config struct {
 	StateTLS      service.ServerTLS `prefix:"state-tls-"`
 	AllowInsecure bool              `conf:"allow-insecure" usage:"listen beyond loopback also without TLS and client certificates; it is said at start what is missing"`
 	Replica       string            `conf:"replica" usage:"name of the replica: each is a consumer group of its own that owns all partitions"`
+	LeaveOnStop   bool              `conf:"leave-on-stop" usage:"leave the consumer group when stopped: others own the partitions at once, not after 10 s; for scaling in, since a restart moves them twice then"`
 	Publish       bool              `conf:"publish" usage:"publish transitions and checkpoints to client-state; exactly one replica must"`
 	Allowance     time.Duration     `conf:"allowance" usage:"skew between two MQTT broker nodes' clocks that is thought possible"`
 

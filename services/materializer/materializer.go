@@ -189,6 +189,9 @@ func (m *Materializer) run(ctx context.Context, ps *parts) error {
 	cancel()
 	wg.Wait()
 	owners.close()
+	if m.cfg.LeaveOnStop && ctx.Err() != nil {
+		owners.leave(context.WithoutCancel(ctx))
+	}
 	if cause := context.Cause(running); ctx.Err() == nil || !errors.Is(cause, ctx.Err()) {
 		return cause
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -135,6 +136,19 @@ func (o *owners) stop() {
 }
 
 func (o *owners) close() { o.client.Close() }
+
+// leave ends the membership, which outlives the process otherwise. It is called after close: a client that is told so would join again.
+func (o *owners) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	left, err := o.parts.adm.LeaveGroup(ctx, kadm.LeaveGroup(o.m.cfg.group()).InstanceIDs(o.m.cfg.instance()))
+	if err == nil {
+		err = left.Error()
+	}
+	if err != nil {
+		o.parts.log.Warn("the consumer group was not left; it waits for this member until its session ends", service.KeyGroup, o.m.cfg.group(), service.KeyError, err)
+	}
+}
 
 // own runs a partition until ctx ends. A fenced partition is given up; if the group does not take it away within its session timeout,
 // it was no other member that fenced it, and it is acquired again.
