@@ -182,7 +182,7 @@ func BenchmarkRebuild(b *testing.B) {
 				b.StopTimer()
 				first := benchPartition(b, publish, store.DefaultEvidence)
 				ps := first.parts
-				ps.cfg.Kafka.Partitions = partitions
+				ps.cfg.Kafka.Partitions, ps.turns = partitions, newTurns()
 				b.StartTimer()
 				began := cpuTime(b)
 				var wg sync.WaitGroup
@@ -210,8 +210,14 @@ func rebuild(ps *parts, id int32, h *history) (err error) {
 	}
 	end := len(h.ends) / 2
 	p.progress.start(0, 0, int64(end), 0)
+	ps.turns <- struct{}{}
+	p.turn, p.folds.blank = true, true
+	defer p.endTurn()
 	for at := 0; at < end && err == nil; at += catchUpBatch {
-		if err = p.foldBatch(context.Background(), h.fetch(at, catchUpBatch)); err == nil {
+		if err = p.fold(context.Background(), h.fetch(at, catchUpBatch)); err != nil || !p.due() {
+			continue
+		}
+		if err = p.flush(); err == nil {
 			err = publishAll(p)
 		}
 	}

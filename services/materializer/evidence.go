@@ -20,9 +20,8 @@ func (p *partition) note(e *entry, x *store.Evidence) {
 		e.logged, e.forgotten = chain{}, true
 	}
 	if p.parts.cfg.EvidencePerClient > 0 {
-		begin := len(f.logs.bytes)
-		f.logs.bytes = store.AppendEvidence(f.logs.bytes, x)
-		f.logs.link(&e.logged, begin)
+		f.scratch = store.AppendEvidence(f.scratch[:0], x)
+		f.logs.add(&e.logged, f.scratch)
 	}
 }
 

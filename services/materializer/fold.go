@@ -75,7 +75,10 @@ func (p *partition) flush() error {
 		return nil
 	}
 	defer f.reset()
-	b := p.newBatch()
+	b, err := p.newBatch()
+	if err != nil {
+		return err
+	}
 	order := f.sorted()
 	for _, e := range order {
 		p.writeRow(b, e)
@@ -102,7 +105,13 @@ func (p *partition) flush() error {
 }
 
 // newBatch returns the batch that the working set is written with.
-func (p *partition) newBatch() *store.Batch { return p.indexes.NewBatch() }
+func (p *partition) newBatch() (*store.Batch, error) {
+	if f := &p.folds; f.blank && f.size >= loadRows {
+		// With the first facts to the last ones there is nothing left to build.
+		return p.indexes.NewLoad(p.progress.reached(p.meta.Next))
+	}
+	return p.indexes.NewBatch(), nil
+}
 
 // decode fills facts and poison, and adds the facts' entries; it returns the offset after the last record and the largest received time so far.
 func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {

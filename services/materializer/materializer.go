@@ -149,7 +149,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	defer fetcher.client.Close()
 	dead := &deadLetters{client: producer, metrics: m.metrics}
 	return m.run(ctx, &parts{
-		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, dead: dead, adm: adm, metrics: m.metrics, log: m.log,
+		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, turns: newTurns(), dead: dead, adm: adm, metrics: m.metrics, log: m.log,
 	})
 }
 

@@ -16,7 +16,8 @@ import (
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
-// Sizes of a batch. A large batch reads a row once for all of its facts, a small one is visible sooner.
+// How many records are taken from the queue at a time, by a partition that catches up and by one that has. chunkFacts are decoded at a time where there
+// are no rows to read.
 const (
 	catchUpBatch = 8 << 10
 	liveBatch    = 1 << 10
@@ -51,6 +52,7 @@ type partition struct {
 	meta    store.Meta
 	indexes *store.Indexes // set by acquire
 	folds   fold
+	turn    bool // it is among those that catch up, see turns
 	sweep   sweep
 	// indexing is when the building of the indexes began, zero if they are not being built.
 	indexing time.Time
@@ -65,6 +67,7 @@ type parts struct {
 	store   *store.Store
 	nodes   *nodes
 	fetcher *fetcher
+	turns   turns
 	dead    *deadLetters
 	adm     *kadm.Client
 	metrics *metrics
@@ -114,7 +117,6 @@ func (p *partition) run(ctx context.Context, serving func()) (err error) {
 	defer stop()
 	defer context.AfterFunc(hard, stop)()
 
-	p.parts.fetcher.add(p.id, p.meta.Next, p.queue)
 	err = p.work(work)
 	p.parts.fetcher.remove(p.id, p.queue)
 	if err == nil && hard.Err() == nil && errors.Is(context.Cause(ctx), errGivenUp) {
@@ -165,6 +167,9 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 	if err := p.loadOutbox(); err != nil {
 		return err
 	}
+	if p.folds.blank, err = p.parts.store.Blank(p.id); err != nil {
+		return err
+	}
 	p.progress.start(p.meta.Next, p.meta.AppliedMS, end, time.Now().UnixMilli())
 	p.log.Info("partition acquired", service.KeyOffset, p.meta.Next, service.KeyLag, end-p.meta.Next, service.KeyDuration, time.Since(began))
 	return nil
@@ -174,6 +179,16 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 func (p *partition) work(ctx context.Context) error {
 	checkpoints := time.NewTicker(p.parts.cfg.CheckpointInterval)
 	defer checkpoints.Stop()
+	// Whether a set that is open is due is also looked at while no records come.
+	looks := time.NewTicker(minOpen)
+	defer looks.Stop()
+	var wait turns // nil unless the partition waits for its turn
+	if p.far() {
+		wait = p.parts.turns
+	} else {
+		p.read()
+	}
+	defer p.endTurn()
 	var records []*kgo.Record
 	for ctx.Err() == nil {
 		table := p.parts.nodes.table()
@@ -181,13 +196,16 @@ func (p *partition) work(ctx context.Context) error {
 		// With a sweep under way, or indexes to build, there is always something to do: a chunk of it, after whatever else is due.
 		p.aimExpiry()
 		idle, index := closed, p.toIndex()
-		if !p.sweep.active() && !p.expiry.active && !index {
+		if !p.sweep.active() && !p.expiry.active && !index || !p.folds.empty() {
 			idle = nil
 		}
 		var err error
 		select {
 		case <-ctx.Done():
 			return nil
+		case wait <- struct{}{}:
+			wait, p.turn = nil, true
+			p.read()
 		case <-p.queue.ready:
 			limit := liveBatch
 			if !p.progress.read().ready {
@@ -195,32 +213,49 @@ func (p *partition) work(ctx context.Context) error {
 			}
 			clear(records)
 			records = p.queue.take(records[:0], limit, p.stops.below())
-			err = p.foldBatch(ctx, records)
+			err = p.fold(ctx, records)
+		case <-looks.C:
 		case <-checkpoints.C:
-			err = p.checkpoint(ctx)
+			if err = p.flush(); err == nil {
+				err = p.checkpoint(ctx)
+			}
 		case <-p.repairs:
-			err = p.indexes.Invalidate()
+			if err = p.flush(); err == nil {
+				err = p.indexes.Invalidate()
+			}
 		case <-p.stops.wake:
 		case <-table.replaced:
 		case <-idle:
 		}
-		if err == nil {
-			p.makeStops()
+		if err == nil && p.due() {
+			err = p.flush()
 		}
-		if err == nil && p.sweep.active() {
-			err = p.sweepChunk(ctx)
-		}
-		if err == nil && p.expiry.active {
-			err = p.expiryChunk(ctx)
-		}
-		if err == nil && index {
-			err = p.indexChunk(indexRows)
+		if err == nil && p.folds.empty() {
+			err = p.afterCommit(ctx, index)
 		}
 		if err != nil {
 			return ignoreCancel(ctx, err)
 		}
 	}
 	return nil
+}
+
+// afterCommit does what needs all that was folded to be in the store; index tells whether indexes are to be built.
+func (p *partition) afterCommit(ctx context.Context, index bool) (err error) {
+	if p.progress.read().ready {
+		p.endTurn()
+	}
+	p.makeStops()
+	if p.sweep.active() {
+		err = p.sweepChunk(ctx)
+	}
+	if err == nil && p.expiry.active {
+		err = p.expiryChunk(ctx)
+	}
+	if err == nil && index {
+		err = p.indexChunk(indexRows)
+	}
+	return err
 }
 
 // closed is always ready to be received from.
@@ -235,7 +270,10 @@ var closed = func() chan struct{} {
 func (p *partition) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
-	err := p.checkpoint(ctx)
+	err := p.flush()
+	if err == nil {
+		err = p.checkpoint(ctx)
+	}
 	if err == nil {
 		err = p.outbox.drained(ctx)
 	}

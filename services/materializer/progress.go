@@ -23,6 +23,7 @@ type progress struct {
 	target  int64 // end offset at the start: ready once it is reached
 	ready   bool
 	changed chan struct{} // closed at the next advance; nil if nobody waits
+	least   int64         // the smallest offset that somebody waits for
 }
 
 // freshness is one reading of a progress.
@@ -92,8 +93,9 @@ func (p *progress) wait(ctx context.Context, offset int64) bool {
 			return true
 		}
 		if p.changed == nil {
-			p.changed = make(chan struct{})
+			p.changed, p.least = make(chan struct{}), offset
 		}
+		p.least = min(p.least, offset)
 		changed := p.changed
 		p.mu.Unlock()
 		select {

@@ -156,15 +156,13 @@ func endsBefore(n *presence.NodeState, takeover *presence.Close) bool {
 }
 
 func (f *fold) addSession(e *entry, s *store.Session) {
-	begin := len(f.history.bytes)
-	f.history.bytes = store.AppendSession(f.history.bytes, s)
-	f.history.link(&e.sessions, begin)
+	f.scratch = store.AppendSession(f.scratch[:0], s)
+	f.history.add(&e.sessions, f.scratch)
 }
 
 func (f *fold) addEnding(e *entry, x *store.Ending) {
-	begin := len(f.history.bytes)
-	f.history.bytes = store.AppendEnding(f.history.bytes, x)
-	f.history.link(&e.sessions, begin)
+	f.scratch = store.AppendEnding(f.scratch[:0], x)
+	f.history.add(&e.sessions, f.scratch)
 }
 
 // writeSessions joins what the set logged of a client's connections to its log.

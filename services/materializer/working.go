@@ -1,6 +1,7 @@
 package materializer
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 	"time"
@@ -102,7 +103,7 @@ func (f *fold) empty() bool { return f.records == 0 }
 
 // memory is about how many bytes the set takes.
 func (f *fold) memory() int {
-	return f.size*entryBytes + f.bytes + f.arena.used + f.logs.memory() + f.history.memory() + f.outSize
+	return f.size*entryBytes + f.bytes + f.arena.used + f.logs.size + f.history.size + f.outSize
 }
 
 func (f *fold) entry(i int) *entry { return &f.blocks[i/blockEntries][i%blockEntries] }
@@ -191,42 +192,63 @@ func (a *arena) copy(b []byte) []byte {
 	return a.free[begin:len(a.free):len(a.free)]
 }
 
-// logs are the entries that a set has for the logs of its clients, chained per client.
+// logs are the entries that a set has for the logs of its clients, chained per client, in pieces of memory that stay where they are:
+//
+//	next (4)  place of the client's next entry, 0 for none
+//	size (4)  of the entry, which follows
 type logs struct {
-	bytes []byte
-	refs  []logRef
+	chunks [][]byte
+	size   int
 }
 
-// logRef is where an entry stands, and 1 + the index of the client's next one, 0 for none.
-type logRef struct{ begin, end, next uint32 }
+const (
+	logChunk  = 64 << 10
+	logHeader = 8
+)
 
-// chain is 1 + the indexes of a client's first and last entry, 0 for none, and how many there are.
+// chain is the places of a client's first and last entry, 0 for none, and how many there are.
 type chain struct{ first, last, count uint32 }
 
-func (l *logs) reset() { l.bytes, l.refs = l.bytes[:0], l.refs[:0] }
-
-func (l *logs) memory() int { return cap(l.bytes) + cap(l.refs)*int(unsafe.Sizeof(logRef{})) }
-
-// link ends an entry that was appended to l.bytes from begin on, the newest of a chain.
-func (l *logs) link(c *chain, begin int) {
-	l.refs = append(l.refs, logRef{begin: uint32(begin), end: uint32(len(l.bytes))})
-	at := uint32(len(l.refs))
-	if c.first == 0 {
-		c.first = at
-	} else {
-		l.refs[c.last-1].next = at
+func (l *logs) reset() {
+	l.chunks, l.size = l.chunks[:min(len(l.chunks), 1)], 0
+	for i := range l.chunks {
+		l.chunks[i] = l.chunks[i][:0]
 	}
-	c.last = at
+}
+
+// at returns what stands at a place.
+func (l *logs) at(place uint32) []byte { return l.chunks[(place-1)/logChunk][(place-1)%logChunk:] }
+
+// add appends an entry, the newest of a chain.
+func (l *logs) add(c *chain, entry []byte) {
+	last := len(l.chunks) - 1
+	if last < 0 || len(l.chunks[last])+logHeader+len(entry) > logChunk {
+		l.chunks = append(l.chunks, make([]byte, 0, max(logChunk, logHeader+len(entry))))
+		last++
+	}
+	b := l.chunks[last]
+	place := uint32(last*logChunk + len(b) + 1)
+	b = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(b, 0), uint32(len(entry)))
+	l.chunks[last] = append(b, entry...)
+	l.size += logHeader + len(entry)
+	if c.first == 0 {
+		c.first = place
+	} else {
+		binary.LittleEndian.PutUint32(l.at(c.last), place)
+	}
+	c.last = place
 	c.count++
 }
 
 // append appends the newest entries of a chain to dst, at most limit.
 func (l *logs) append(dst []byte, c chain, limit int) []byte {
 	skip := int(c.count) - limit
-	for i := c.first; i != 0; i = l.refs[i-1].next {
+	for place := c.first; place != 0; {
+		b := l.at(place)
 		if skip--; skip < 0 {
-			dst = append(dst, l.bytes[l.refs[i-1].begin:l.refs[i-1].end]...)
+			dst = append(dst, b[logHeader:logHeader+binary.LittleEndian.Uint32(b[4:])]...)
 		}
+		place = binary.LittleEndian.Uint32(b)
 	}
 	return dst
 }

@@ -19,6 +19,7 @@ type Batch struct {
 	key       []byte
 	value     []byte
 	errs      error
+	load      *load         // instead of b: nothing that the batch writes is in the store
 	changes   *indexChanges // nil in a batch that writes no rows
 }
 
@@ -29,7 +30,21 @@ func (s *Store) NewBatch(partition int32) *Batch {
 
 func (b *Batch) set(key, value []byte) {
 	b.key = key
+	b.put(key, value)
+}
+
+func (b *Batch) put(key, value []byte) {
+	if b.load != nil {
+		b.fail(b.load.set(key, value))
+		return
+	}
 	b.fail(b.b.Set(key, value, nil))
+}
+
+func (b *Batch) drop(key []byte) {
+	if b.load == nil {
+		b.fail(b.b.Delete(key, nil))
+	}
 }
 
 // replace is set, but an empty value removes the key.
@@ -43,7 +58,7 @@ func (b *Batch) replace(key, value []byte) {
 
 func (b *Batch) remove(key []byte) {
 	b.key = key
-	b.fail(b.b.Delete(key, nil))
+	b.drop(key)
 }
 
 func (b *Batch) fail(err error) {
@@ -114,6 +129,9 @@ func (b *Batch) PutChangelog(next int64) {
 
 // Len is about the size of the batch in bytes: what it will have of indexes is counted by their keys.
 func (b *Batch) Len() int {
+	if b.load != nil {
+		return b.load.size
+	}
 	n := b.b.Len()
 	if b.changes != nil {
 		n += len(b.changes.keys)
@@ -125,7 +143,14 @@ func (b *Batch) Len() int {
 func (b *Batch) Commit() error {
 	b.writeIndexes()
 	if b.errs != nil {
-		return errors.Join(fmt.Errorf("fill a batch of partition %d: %w", b.partition, b.errs), b.b.Close())
+		return errors.Join(fmt.Errorf("fill a batch of partition %d: %w", b.partition, b.errs), b.Close())
+	}
+	if b.load != nil {
+		if err := b.load.commit(); err != nil {
+			return fmt.Errorf("load the first rows of partition %d: %w", b.partition, err)
+		}
+		b.indexesWritten()
+		return nil
 	}
 	if err := b.b.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("commit a batch of partition %d: %w", b.partition, err)
@@ -139,6 +164,13 @@ func (b *Batch) Commit() error {
 
 // Close drops a batch that is not to be committed.
 func (b *Batch) Close() error {
+	if b.load != nil {
+		b.changes.of.loading = false
+		if err := b.load.close(); err != nil {
+			return fmt.Errorf("drop the first rows of partition %d: %w", b.partition, err)
+		}
+		return nil
+	}
 	if err := b.b.Close(); err != nil {
 		return fmt.Errorf("drop a batch of partition %d: %w", b.partition, err)
 	}

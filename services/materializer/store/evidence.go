@@ -329,6 +329,14 @@ func (m *evidenceMerge) Finish(bool) ([]byte, io.Closer, error) {
 // AddEvidence appends entries to a client's log.
 func (b *Batch) AddEvidence(client, log []byte) {
 	b.key = appendClient(b.key[:0], kindEvidence, b.partition, client)
+	if b.load != nil {
+		// What a merge would make of it; the caller's bytes stay as they are.
+		b.value = append(b.value[:0], log...)
+		log, err := cutEvidence(b.value, b.store.evidence)
+		b.fail(err)
+		b.put(b.key, log)
+		return
+	}
 	b.fail(b.b.Merge(b.key, log, nil))
 }
 

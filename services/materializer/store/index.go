@@ -62,6 +62,7 @@ type Indexes struct {
 	partition int32
 	valid     bool
 	building  bool
+	loading   bool             // the batch is a load that makes them valid
 	blank     bool             // the batch removes all that was there before it
 	after     []byte           // while they are built: rows up to this client are in them
 	places    map[string]int64 // all counters by place, as in the store; the key is the counter's
@@ -98,7 +99,7 @@ func (x *Indexes) Valid() bool { return x.valid }
 
 // covers reports whether the client's row is to be in the indexes already.
 func (x *Indexes) covers(client []byte) bool {
-	return x.valid || x.building && bytes.Compare(client, x.after) <= 0
+	return x.valid || x.loading || x.building && bytes.Compare(client, x.after) <= 0
 }
 
 // indexChanges are the changes of a batch. They are written in the order of their keys, which is cheaper than that of the clients.
@@ -205,18 +206,22 @@ func (c *indexChanges) count(begin int, kind byte, by int64) {
 // writeIndexes puts the noted changes into the batch.
 func (b *Batch) writeIndexes() {
 	c := b.changes
-	if c == nil || len(c.entries) == 0 {
+	if c == nil {
 		return
 	}
+	if c.of.loading {
+		b.value = binary.AppendUvarint(b.value[:0], indexVersion)
+		b.set(appendPrefix(b.key[:0], kindIndexed, b.partition), b.value)
+	}
 	// Of two changes of one entry the later counts.
-	slices.SortStableFunc(c.entries, func(p, q entryChange) int {
-		return bytes.Compare(c.keys[p.begin:p.end], c.keys[q.begin:q.end])
+	slices.SortFunc(c.entries, func(p, q entryChange) int {
+		return cmp.Or(bytes.Compare(c.keys[p.begin:p.end], c.keys[q.begin:q.end]), cmp.Compare(p.begin, q.begin))
 	})
 	for _, e := range c.entries {
 		if key := c.keys[e.begin:e.end]; e.remove {
-			b.fail(b.b.Delete(key, nil))
+			b.drop(key)
 		} else {
-			b.fail(b.b.Set(key, nil, nil))
+			b.put(key, nil)
 		}
 	}
 	slices.SortFunc(c.counts, func(p, q countChange) int { return cmp.Compare(p.key, q.key) })
@@ -230,11 +235,11 @@ func (b *Batch) writeIndexes() {
 		n.value = was + n.delta
 		c.wrong = c.wrong || n.value < 0
 		if b.key = append(b.key[:0], n.key...); n.value <= 0 {
-			b.fail(b.b.Delete(b.key, nil))
+			b.drop(b.key)
 			continue
 		}
 		b.value = binary.AppendUvarint(b.value[:0], uint64(n.value))
-		b.fail(b.b.Set(b.key, b.value, nil))
+		b.put(b.key, b.value)
 	}
 	if c.wrong {
 		// Fewer than none: the counters were not what the rows said. They are counted again.
@@ -260,6 +265,9 @@ func (b *Batch) indexesWritten() {
 	}
 	if c.wrong {
 		c.of.valid, c.of.building = false, false
+	}
+	if c.of.loading {
+		c.of.valid, c.of.loading, c.of.blank = true, false, false
 	}
 }
 

@@ -387,6 +387,12 @@ func (m *sessionsMerge) Finish(bool) ([]byte, io.Closer, error) {
 // AddSessions joins entries to a client's history.
 func (b *Batch) AddSessions(client, log []byte) {
 	b.key = appendClient(b.key[:0], kindSessions, b.partition, client)
+	if b.load != nil {
+		log, err := JoinSessions(log, b.store.sessions) // as a merge would
+		b.fail(err)
+		b.put(b.key, log)
+		return
+	}
 	b.fail(b.b.Merge(b.key, log, nil))
 }
 

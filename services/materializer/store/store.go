@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -49,6 +50,10 @@ type Store struct {
 	db   *pebble.DB
 	dir  string
 	opts *pebble.Options
+
+	tables             sstable.WriterOptions // of a load
+	evidence, sessions int                   // per client
+	loads              atomic.Uint64         // that were begun
 
 	// Pebble panics when it is read after Close. Readers hold closing shared, which costs them nothing until Close waits for them.
 	closing  sync.RWMutex
@@ -102,7 +107,13 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := removeCheckpoint(fs, fs.PathJoin(dir, checkpointDir)); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &Store{db: db, dir: dir, opts: opts}, nil
+	if err := fs.RemoveAll(fs.PathJoin(dir, loadDir)); err != nil {
+		return nil, errors.Join(fmt.Errorf("remove what an interrupted load left: %w", err), db.Close())
+	}
+	defaults := opts.Clone()
+	defaults.EnsureDefaults()
+	tables := defaults.MakeWriterOptions(len(opts.Levels)-1, db.TableFormat())
+	return &Store{db: db, dir: dir, opts: opts, tables: tables, evidence: o.EvidencePerClient, sessions: o.SessionsPerClient}, nil
 }
 
 // Close waits for reads in progress and closes the store. Batches must be done.
