@@ -174,7 +174,7 @@ func (b *Bridge) spoolFull(cluster string, d drops) {
 	}
 }
 
-// openKafka waits for Kafka, sees to the topics, reads what is known from before, and opens the pipeline.
+// openKafka waits for Kafka, sees to the topics, reads what is known from before, opens the pipeline, and follows what other bridges assert.
 func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
@@ -184,7 +184,7 @@ func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline)
 			return nil
 		case <-retry.C:
 		}
-		facts, err := b.tryKafka(ctx, client)
+		follower, facts, err := b.tryKafka(ctx, client)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -206,18 +206,30 @@ func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline)
 		}
 		for _, c := range b.clusters {
 			if err := c.load(facts, configured); err != nil {
+				follower.close()
 				return err
 			}
 		}
+		follower.follow(ctx, b.clusters)
+		follower.close()
 		return nil
 	}
 }
 
-func (b *Bridge) tryKafka(ctx context.Context, client *kgo.Client) ([]presence.NodeFact, error) {
+func (b *Bridge) tryKafka(ctx context.Context, client *kgo.Client) (*follower, []presence.NodeFact, error) {
 	ctx, cancel := context.WithTimeout(ctx, kafkaTimeout)
 	defer cancel()
 	if err := eventlog.Ensure(ctx, client, b.cfg.Config); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return readNodeEvents(ctx, b.cfg.Config, b.log)
+	follower, err := newFollower(b.cfg.Config, b.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	facts, err := follower.load(ctx)
+	if err != nil {
+		follower.close()
+		return nil, nil, err
+	}
+	return follower, facts, nil
 }

@@ -44,6 +44,7 @@ type cluster struct {
 	decoders  []decoder
 	nodes     *nodes
 	feed      *feed
+	others    others
 	gateways  []string // clusters of the clients of gateways, which have the same nodes and the same feed; ascending
 	up        bool
 	refusal   error // why the broker refuses the subscription
@@ -54,6 +55,9 @@ type cluster struct {
 	heardMS   int64 // when the connection before was last heard; 0: there was none
 
 	dropLogged time.Time
+
+	loaded    chan struct{} // closed once what the log knows is known
+	startedMS int64         // when this process began
 }
 
 func newCluster(c ClusterConfig, cfg *Config, m *metrics, log *slog.Logger) (*cluster, error) {
@@ -68,6 +72,7 @@ func newCluster(c ClusterConfig, cfg *Config, m *metrics, log *slog.Logger) (*cl
 	log = log.With(service.KeyCluster, c.Name)
 	cl := &cluster{
 		name: c.Name, log: log, metrics: m, format: cfg.Format(), interval: cfg.HeartbeatInterval, assertNow: make(chan struct{}, 1),
+		loaded: make(chan struct{}), startedMS: time.Now().UnixMilli(),
 		dialects: selectDialects(c.Dialect), nodes: newNodes(c.Name), feed: newFeed(c.Name, cfg.Name, cfg.LeaseDuration),
 	}
 	decoders := decoderConfig{cluster: c.Name, location: location, mqtt: &c.MQTTConfig}
@@ -92,10 +97,31 @@ func (c *cluster) run(ctx context.Context) error {
 		defer close(ticks)
 		c.tick(ctx)
 	}()
+	if err := c.awaitLog(ctx); err != nil {
+		<-ticks
+		return nil
+	}
 	err := c.session.run(ctx)
 	<-ticks
 	// The last word: the subscription is down from now on.
 	return errors.Join(err, c.assert())
+}
+
+// awaitLog waits for what the log says of other bridges, which may number the first lines of a session, but not for a Kafka that is down: then the
+// spool takes what comes. An embedded broker has one bridge.
+func (c *cluster) awaitLog(ctx context.Context) error {
+	if c.session.embedded {
+		return nil
+	}
+	timer := time.NewTimer(loadPatience)
+	defer timer.Stop()
+	select {
+	case <-c.loaded:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (c *cluster) tick(ctx context.Context) {
@@ -136,6 +162,9 @@ func (c *cluster) assert() error {
 	now := c.pipeline.durableMS(time.Now().UnixMilli())
 	c.mu.Lock()
 	fact, ok := c.feed.assert(now)
+	if ok {
+		c.others.wrote(fact.ID)
+	}
 	saved, err := c.feed.save()
 	clusters := c.clusters()
 	c.mu.Unlock()
@@ -197,6 +226,8 @@ func (c *cluster) load(facts []presence.NodeFact, configured []string) error {
 			c.nodes.recall(f)
 		case f.Bridge == c.feed.fact.Bridge:
 			logged = f
+		default:
+			c.others.noteFeed(f)
 		}
 	}
 	err = c.feed.recall(logged, saved)
@@ -211,6 +242,7 @@ func (c *cluster) load(facts []presence.NodeFact, configured []string) error {
 	// A gateway's first client may have come before the log was read.
 	c.submitNodesOf(clusters[1:], known, now)
 	c.askAssert()
+	close(c.loaded)
 	return nil
 }
 
@@ -291,6 +323,11 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	}
 	c.mu.Lock()
 	result, nodeFacts := c.decode(m)
+	if result.unnumbered && len(result.facts) > 0 && c.others.covers(m.receivedMS) {
+		// Another bridge tells where in its second the line stands. As long as this one relies on it, it has not seen everything.
+		result = ignore(ignoredOtherBridge)
+		c.feed.relied(m.receivedMS)
+	}
 	var added []string
 	for i := range result.facts {
 		if name := result.facts[i].Cluster; name != c.name && c.addGateway(name) {
@@ -473,6 +510,8 @@ func (c *cluster) ready(heartbeat bool) error {
 	switch {
 	case c.refusal != nil:
 		return fmt.Errorf("cluster %s: %w", c.name, c.refusal)
+	case c.rival(time.Now().UnixMilli()) != nil:
+		return fmt.Errorf("cluster %s: %w", c.name, c.rival(time.Now().UnixMilli()))
 	case !c.up:
 		return fmt.Errorf("cluster %s: not subscribed to the mqtt broker", c.name)
 	case c.unproven != nil:

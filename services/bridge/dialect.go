@@ -148,6 +148,8 @@ type decoded struct {
 	signal  *signal
 	ignored string // why there is nothing to learn from it; a word to count by
 	dead    *unreadable
+	// unnumbered: the session did not see the stamp of the line begin, so that its place among the lines of the stamp is not known.
+	unnumbered bool
 	// stepBack comes with any of the above: the message's stamp shows that a node's clock was set back.
 	stepBack *stepBack
 }
@@ -179,6 +181,7 @@ const (
 	ignoredVersion     = "version"      // noted
 	ignoredQueued      = "queued"       // a heartbeat from before the connection, of unknown age
 	ignoredRedelivered = "redelivered"  // the same message again
+	ignoredOtherBridge = "other_bridge" // another bridge has it, and knows its place
 	ignoredTwice       = "other_form"   // an event that the broker also tells in another form
 )
 

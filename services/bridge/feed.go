@@ -26,6 +26,7 @@ type feed struct {
 	coveredMS int64
 	session   *subscription // the subscription that stands, nil if there is none
 	broken    bool          // a connection was lost before the log was read
+	reliedMS  int64         // when the latest fact that was left to another bridge was received
 }
 
 // coverage is the part of a Feed fact that an interruption changes.
@@ -152,9 +153,9 @@ func (f *feed) settle() {
 	if f.complete(s.resumed, f.coveredMS, s.connectedMS) && f.before.CompleteSinceMS != 0 {
 		f.set(f.before)
 	} else {
-		f.fact.CompleteSinceMS = s.subscribedMS
+		f.fact.CompleteSinceMS = max(s.subscribedMS, f.reliedMS)
 		if f.fact.GapFromMS != 0 && f.fact.GapToMS == 0 {
-			f.fact.GapToMS = s.subscribedMS
+			f.fact.GapToMS = f.fact.CompleteSinceMS
 		}
 	}
 	f.before = coverage{}
@@ -181,6 +182,17 @@ func (f *feed) lost(atMS int64) {
 	c.incomplete(from, atMS)
 	c.CompleteSinceMS, c.GapFromMS, c.GapToMS = atMS, from, atMS
 	f.set(c)
+}
+
+// relied is called when a fact was left to another bridge that was received at atMS, before anything else of the session counts.
+func (f *feed) relied(atMS int64) {
+	f.reliedMS = max(f.reliedMS, atMS)
+	if f.fact.CompleteSinceMS != 0 && f.fact.CompleteSinceMS < atMS {
+		f.fact.CompleteSinceMS = atMS
+		if f.fact.GapToMS != 0 && f.fact.GapToMS < atMS {
+			f.fact.GapToMS = atMS
+		}
+	}
 }
 
 // dropped is called when facts were dropped at the spool's bound. Drops that follow one another within the lease are one: what came between them is

@@ -176,7 +176,8 @@ func TestFeedCovers(t *testing.T) {
 	f.dropped(1, 21_000, 21_100)
 	want("dropped twice within the lease", presence.Span{FromMS: 1000, ToMS: 5000}, presence.Span{FromMS: 5500, ToMS: 20_000})
 	f.lost(30_000)
-	want("the broker dropped", presence.Span{FromMS: 1000, ToMS: 5000}, presence.Span{FromMS: 5500, ToMS: 20_000}, presence.Span{FromMS: 21_100, ToMS: 21_100})
+	want("the broker dropped", presence.Span{FromMS: 1000, ToMS: 5000}, presence.Span{FromMS: 5500, ToMS: 20_000})
+	f.assert(40_000)
 	saved, err := f.save()
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +186,7 @@ func TestFeedCovers(t *testing.T) {
 	if err := again.recall(nil, saved); err != nil {
 		t.Fatal(err)
 	}
-	if n := again.fact.Covered.Len(); n != 4 || again.fact.Covered[3] != (presence.Span{FromMS: 30_000, ToMS: 30_000}) {
+	if n := again.fact.Covered.Len(); n != 3 || again.fact.Covered[2] != (presence.Span{FromMS: 30_000, ToMS: 40_000}) {
 		t.Errorf("after a restart: covered %v", again.fact.Covered)
 	}
 }

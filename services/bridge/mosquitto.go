@@ -90,7 +90,7 @@ func (d *mosquittoDecoder) decode(m *message) decoded {
 	case strings.HasPrefix(m.topic, mosquittoLog):
 		d.step = nil
 		result := d.line(m, strings.TrimPrefix(m.topic, mosquittoLog))
-		result.stepBack = d.step
+		result.stepBack, result.unnumbered = d.step, d.stamps.joined()
 		return result
 	case m.topic == mosquittoUptime:
 		return d.uptime(m)
@@ -302,6 +302,9 @@ func (c *stampCounter) setBack(at int64, client bool) (fromMS int64, ok bool) {
 	c.last = at
 	return c.latest, ok
 }
+
+// joined reports whether a session that is new, so that it continues nothing, joined within the latest stamp.
+func (c *stampCounter) joined() bool { return c.started && !c.counted && c.sinceMS >= 0 }
 
 // next returns the 1-based ordinal of a line, 0 if the session did not see its stamp begin. A stamp before the latest is one of a clock that
 // was set back: which of its lines came before is not known.

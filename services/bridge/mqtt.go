@@ -33,7 +33,8 @@ const (
 	subscribeRetries = 7                     // after which it stays as it is
 	maxBackoff       = 5 * time.Second
 	shortConnection  = 5 * time.Second
-	poisonedAfter    = 5 // short connections of a resumed session, one after the other
+	takeoverPause    = 100 // in place of the number of short connections, after a takeover
+	poisonedAfter    = 5   // short connections of a resumed session, one after the other
 	reasonTakenOver  = 0x8E
 	reasonSubRefused = 0x80
 	reasonIDInUse    = 0x91
@@ -76,6 +77,8 @@ type mqttSession struct {
 	connected time.Time // CONNACK of the connection that stands
 	short     int       // connections of a resumed session that ended at once, one after the other
 	cancel    context.CancelFunc
+	taken     time.Time // when another client with the ID took the session over last; zero: none has
+	takeovers int
 }
 
 func newMQTTSession(c *ClusterConfig, password service.Secret, dial func(context.Context) (net.Conn, error), filters []filter, to receiver, log *slog.Logger) (*mqttSession, error) {
@@ -168,11 +171,18 @@ func (s *mqttSession) backoff(attempt int) time.Duration {
 func (s *mqttSession) poisoned() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.short < poisonedAfter {
+	if s.short < poisonedAfter || s.short == takeoverPause {
 		return false
 	}
 	s.log.Error("resuming the mqtt session fails again and again; beginning a new one", service.KeyCount, s.short)
 	return true
+}
+
+// takenOver returns when another client took the session over last; zero if none has.
+func (s *mqttSession) takenOver() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
 }
 
 func (s *mqttSession) onConnack(resumed bool) {
@@ -276,6 +286,9 @@ func (s *mqttSession) onDown() {
 	s.cancel, s.connected = func() {}, time.Time{}
 	if !connected.IsZero() {
 		switch {
+		case !s.taken.Before(connected):
+			// Nothing is wrong with the session; but two that take it from each other without a pause would do nothing else.
+			s.short = takeoverPause
 		case time.Since(connected) >= shortConnection:
 			s.short = 0
 		case s.resumed:
@@ -294,7 +307,12 @@ func (s *mqttSession) onDown() {
 
 func (s *mqttSession) onServerDisconnect(d *paho.Disconnect) {
 	if d.ReasonCode == reasonTakenOver {
-		s.log.Error("another client took over the session; give every bridge its own bridge-name or mqtt-client-id", "mqtt_client_id", s.clientID)
+		s.mu.Lock()
+		s.taken, s.short = time.Now(), takeoverPause
+		s.takeovers++
+		n := s.takeovers
+		s.mu.Unlock()
+		s.log.Error("another client took over the session; give every bridge its own bridge-name or mqtt-client-id", "mqtt_client_id", s.clientID, service.KeyCount, n)
 		return
 	}
 	reason := ""

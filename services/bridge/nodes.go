@@ -52,6 +52,7 @@ type node struct {
 	gone       bool
 
 	heardMS int64  // of the latest heartbeat of whichever kind, on the bridge's clock
+	toldMS  int64  // of the latest heartbeat that any bridge has asserted
 	dialect string // of it
 	gapMS   int64  // between the latest two heartbeats
 	everyMS int64  // their interval as it was seen, 0 if it was not

@@ -45,7 +45,7 @@ func (n *nodes) wake(nowMS int64) {
 	}
 }
 
-// silences returns a fact for each node that has been silent for longer than its heartbeats allow, once per silence. Only what the bridge would
+// silences returns a fact for each node that has been silent for longer than its heartbeats allow, to this bridge and to all others, once per silence. Only what the bridge would
 // have heard counts: not the time before its subscription, nor one in which the bridge itself stood still, or its clock was set forward (L7). A
 // broker whose heartbeats are configured to be rarer than usual is given three of those that were seen.
 func (n *nodes) silences(nowMS int64) []presence.NodeFact {
@@ -61,10 +61,23 @@ func (n *nodes) silences(nowMS int64) []presence.NodeFact {
 		if every == 0 || m.gone || m.silent || m.heardMS == 0 {
 			continue
 		}
-		if nowMS-max(m.heardMS, n.upSinceMS) > silentAfter*max(every, m.everyMS)+lateMS {
+		if nowMS-max(m.heardMS, m.toldMS, n.upSinceMS) > silentAfter*max(every, m.everyMS)+lateMS {
 			m.silent = true
 			facts = append(facts, n.fact(presence.NodeSilent, name, m.dialect, 0, nowMS))
 		}
 	}
 	return facts
+}
+
+// told takes a fact of a node that the log has. A node that another bridge hears is not silent, whatever lies between it and this one. What it says
+// besides does not count here: heartbeats of two sessions come in no order, and a generation is told by the order of one's own.
+func (n *nodes) told(f *presence.NodeFact, nowMS int64) {
+	m := n.byName[f.Node]
+	if m == nil || f.Kind != presence.NodeAlive && f.Kind != presence.NodeStarted {
+		return
+	}
+	m.toldMS = max(m.toldMS, min(f.ReceivedMS, nowMS))
+	if m.silent && m.latest[presence.NodeSilent].ReceivedMS < f.ReceivedMS {
+		m.silent = false
+	}
 }

@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func TestReplay(t *testing.T) {
 	run := func(args ...string) []string {
 		t.Helper()
 		var out bytes.Buffer
-		all := append([]string{"--kafka-brokers", strings.Join(cfg.Brokers, ","), "--kafka-compression", "none"}, args...)
+		all := append([]string{"--kafka-brokers", strings.Join(cfg.Brokers, ","), "--kafka-compression", "none", "--kafka-partitions", strconv.Itoa(int(cfg.Partitions))}, args...)
 		if err := runReplay(t.Context(), all, &out); err != nil {
 			t.Fatal(err)
 		}
