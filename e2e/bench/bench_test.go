@@ -125,9 +125,9 @@ func TestConfig(t *testing.T) {
 	if err := cfg.Validate(); err != nil {
 		t.Error(err)
 	}
-	cfg.Parts, cfg.Watchers, cfg.Round = append(slices.Clone(cfg.Parts), "other"), 0, 0
+	cfg.Parts, cfg.Watchers, cfg.Round, cfg.Sizes = append(slices.Clone(cfg.Parts), "other"), 0, 0, []string{"20", "10"}
 	err := cfg.Validate()
-	for _, option := range []string{"parts", "watchers", "round"} {
+	for _, option := range []string{"parts", "watchers", "round", "sizes"} {
 		if err == nil || !strings.Contains(err.Error(), option+": ") {
 			t.Errorf("%s is not named: %v", option, err)
 		}

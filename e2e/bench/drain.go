@@ -306,7 +306,7 @@ func publishLifecycle(ctx context.Context, addr string, round, n int) (err error
 func lifecycle(round, i int) (topic, payload string) {
 	id := fmt.Sprintf("bench-%d-%07d", round, i)
 	return drainRoot + "connected/" + id, fmt.Sprintf(`{"clientId":%q,"timestamp":%d,"eventType":"connected","sessionIdentifier":"a4666d2a-7d84-4ae4-ac5d-%012d",`+
-		`"principalIdentifier":"12345678901234567890123456789012","ipAddress":"192.0.2.%d","versionNumber":0}`, id, time.Now().UnixMilli(), i, i%250)
+		`"principalIdentifier":"12345678901234567890123456789012","ipAddress":"192.0.2.1%02d","versionNumber":0}`, id, time.Now().UnixMilli(), i, i%100)
 }
 
 // appendPublish appends a PUBLISH of MQTT 3.1.1 with QoS 1.

@@ -36,7 +36,10 @@ type tools struct {
 
 // newTools finds or builds what is needed; an error that wraps errMissing names what is not there.
 func newTools(ctx context.Context, dir string) (*tools, error) {
-	t := &tools{dir: dir}
+	t := &tools{dir: filepath.Join(dir, "bin")}
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of binaries: %w", err)
+	}
 	var err error
 	if t.self, err = os.Executable(); err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)

@@ -143,10 +143,11 @@ func (s *stack) lookups(ctx context.Context) ([]lookup, func() error, error) {
 }
 
 // pace asks at a pace for a time. Who asks late because the answer before was late is not excused: the wait counts from when the question was due.
+// Questions that are still due at the end are not asked any more.
 func pace(ctx context.Context, interval, d time.Duration, ask func() error) (delays, error) {
 	var took delays
 	begin := time.Now()
-	for due := begin; due.Sub(begin) < d; due = due.Add(interval) {
+	for due := begin; due.Sub(begin) < d && time.Since(begin) < d; due = due.Add(interval) {
 		if err := until(ctx, due); err != nil {
 			return took, err
 		}

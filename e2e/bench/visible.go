@@ -19,6 +19,7 @@ const (
 	goalVisibleRatio = 1.5
 	// visibleRounds is how often both sides take turns.
 	visibleRounds = 5
+	settleTime    = time.Second
 	// inFlight bounds the clients that are awaited at once.
 	inFlight = 256
 	// minPoll is the time between two questions for one client; it is a tenth of the delay so far where that is more.
@@ -77,6 +78,10 @@ func compareVisible(ctx context.Context, cfg config, t *tools, binary, dir, brok
 			}
 			if round > 0 { // the first one warms up
 				side.took = append(side.took, took...)
+			}
+			// That its clients have gone must not meet the other.
+			if err := until(ctx, time.Now().Add(settleTime)); err != nil {
+				return err
 			}
 		}
 	}
