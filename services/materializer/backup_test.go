@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mqtt-presence/presence/libs/backup"
+	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 	"github.com/mqtt-presence/presence/services/materializer/store"
@@ -383,14 +384,15 @@ func (unlinkedFS) Link(string, string) error { return errors.New("operation not 
 
 // A backup leaves the room that the store needs: Pebble ends the process when its log cannot be written.
 func TestBackupNeedsRoom(t *testing.T) {
+	const reserve, files = 128 << 20, 50_000
 	for _, tc := range []struct {
 		name   string
 		linked bool
 		free   uint64
 		want   string // empty: it is taken
 	}{
-		{"linked", true, 129 << 20, ""}, {"linked, full", true, 127 << 20, "bytes free"},
-		{"copied", false, 200 << 20, ""}, {"copied, full", false, 127 << 20, "no hard links and all files are copied"},
+		{"linked", true, reserve + files, ""}, {"linked, full", true, reserve - 1, "bytes free"},
+		{"copied", false, reserve + 1<<30, ""}, {"copied, full", false, reserve + files, "no hard links and all files are copied"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := newLog(t)
@@ -401,7 +403,12 @@ func TestBackupNeedsRoom(t *testing.T) {
 				fs = unlinkedFS{mem}
 			}
 			m := l.start(l.config(fs)).ready()
-			m.get("a", l.facts(opened("a", "n1", 0)))
+			facts := make([]presence.Fact, 4000)
+			for i := range facts {
+				facts[i] = opened(fmt.Sprint("dev", i), "n1", int64(i))
+			}
+			l.facts(facts...)
+			m.published(l)
 			err := m.Backup(&presencev1.BackupRequest{}, newStuck(t.Context(), 1000))
 			if tc.want == "" && err != nil || tc.want != "" && (status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), tc.want)) {
 				t.Errorf("%v, want %q", err, tc.want)
