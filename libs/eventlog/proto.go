@@ -11,10 +11,13 @@ import (
 )
 
 // marshal never fails for messages whose strings are valid UTF-8; others become an empty value, which no reader accepts.
-func marshal(m proto.Message) []byte {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+func marshal(m proto.Message) []byte { return appendMarshal(nil, m) }
+
+// appendMarshal is marshal after dst.
+func appendMarshal(dst []byte, m proto.Message) []byte {
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(dst, m)
 	if err != nil {
-		return nil
+		return dst
 	}
 	return b
 }
@@ -112,11 +115,11 @@ func nodeFromProto(b []byte, f *presence.NodeFact) error {
 		"set_back_from_ms": f.SetBackFromMS, "set_back_to_ms": f.SetBackToMS})
 }
 
-func stateProto(s *ClientState) []byte {
+func appendStateProto(dst []byte, s *ClientState) []byte {
 	if s.Checkpoint {
-		return marshal(&presencev1.ClientState{Type: checkpointType, EventOffset: s.EventOffset, NodeEventOffset: s.NodeEventOffset})
+		return appendMarshal(dst, &presencev1.ClientState{Type: checkpointType, EventOffset: s.EventOffset, NodeEventOffset: s.NodeEventOffset})
 	}
-	return marshal(&presencev1.ClientState{
+	return appendMarshal(dst, &presencev1.ClientState{
 		Type: stateType, Transition: &s.Transition, Cluster: s.Cluster, ClientId: s.ClientID, Status: s.Status.String(),
 		PreviousStatus: s.PreviousStatus.String(), StatusReason: s.StatusReason.String(), Belief: s.Belief.String(), SinceMs: s.SinceMS,
 		Node: s.Node, Connection: s.Connection, ConnectedAtMs: s.ConnectedAtMS, Username: s.Username, Peer: s.Peer,

@@ -48,12 +48,17 @@ func ParseFormat(s string) (Format, error) {
 	return JSON, fmt.Errorf("%q is neither json nor protobuf", s)
 }
 
+// The headers of records, which all share; an append to them makes a copy.
+var (
+	jsonHeaders     = []kgo.RecordHeader{{Key: HeaderContentType, Value: []byte(ContentTypeJSON)}}
+	protobufHeaders = []kgo.RecordHeader{{Key: HeaderContentType, Value: []byte(ContentTypeProtobuf)}}
+)
+
 func (f Format) headers() []kgo.RecordHeader {
-	ct := ContentTypeJSON
 	if f == Protobuf {
-		ct = ContentTypeProtobuf
+		return protobufHeaders
 	}
-	return []kgo.RecordHeader{{Key: HeaderContentType, Value: []byte(ct)}}
+	return jsonHeaders
 }
 
 // formatOf reads the content type of a record; a record without one is JSON.

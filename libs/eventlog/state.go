@@ -42,21 +42,28 @@ type ClientState struct {
 
 // StateRecord returns the record, for the partition that the client's facts are in.
 func StateRecord(s *ClientState, partition int32, format Format) *kgo.Record {
-	key := []byte(CheckpointKey)
-	if !s.Checkpoint {
-		key = ClientKey(s.Cluster, s.ClientID)
-	}
-	var value []byte
-	if format == Protobuf {
-		value = stateProto(s)
+	r := &kgo.Record{}
+	FillStateRecord(r, s, partition, format)
+	return r
+}
+
+// FillStateRecord makes r what StateRecord returns, in the memory of its key and value. The headers are shared: they must not be changed.
+func FillStateRecord(r *kgo.Record, s *ClientState, partition int32, format Format) {
+	key, value := r.Key[:0], r.Value[:0]
+	if s.Checkpoint {
+		key = append(key, CheckpointKey...)
 	} else {
-		value = AppendClientStateJSON(nil, s)
+		key = AppendClientKey(key, s.Cluster, s.ClientID)
 	}
-	r := &kgo.Record{Topic: TopicClientState, Partition: partition, Key: key, Value: value, Headers: format.headers(), Timestamp: time.UnixMilli(s.TimeMS)}
+	if format == Protobuf {
+		value = appendStateProto(value, s)
+	} else {
+		value = AppendClientStateJSON(value, s)
+	}
+	*r = kgo.Record{Topic: TopicClientState, Partition: partition, Key: key, Value: value, Headers: format.headers(), Timestamp: time.UnixMilli(s.TimeMS)}
 	if s.Checkpoint && s.ClockMS != 0 {
 		r.Headers = append(r.Headers, decimalHeader(headerClock, s.ClockMS))
 	}
-	return r
 }
 
 // DecodeClientState reads a record of client-state other than a [Tombstone]. The error wraps ErrBadRecord and names the field.

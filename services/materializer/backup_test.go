@@ -161,7 +161,7 @@ func unpublishedIn(t *testing.T, dir string) (n int) {
 		t.Fatal(err)
 	}
 	for id := range int32(4) {
-		err = errors.Join(err, s.Outbox(id, func(store.Entry) error { n++; return nil }))
+		err = errors.Join(err, s.Outbox(id, func(store.Chunk) error { n++; return nil }))
 	}
 	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)

@@ -238,8 +238,8 @@ func publishAll(p *partition) error {
 		return err
 	}
 	drop := p.parts.store.NewBatch(p.id)
-	drop.DeleteOutbox(head[0].Seq, head[n-1].Seq)
-	p.outbox.remove(n)
+	drop.DeleteOutbox(head[0].Seq, head[len(head)-1].Seq)
+	p.outbox.remove(len(head))
 	return drop.Commit()
 }
 

@@ -125,6 +125,8 @@ type merge struct {
 	checkpoint int64 // largest checkpoint seen
 	clockMS    int64 // the partition's clock at it
 	replaced   int
+	outbox     []store.Chunk
+	dropped    []map[int]bool // of each chunk of the outbox, by index of the record
 	// unpublished is the outbox by key, newest the newest record of the topic of each of its clients.
 	unpublished map[string][]unpublished
 	newest      map[string]record
@@ -133,9 +135,11 @@ type merge struct {
 	state       []byte
 }
 
+// unpublished is a record of the outbox.
 type unpublished struct {
-	store.Entry
-	version store.Version
+	chunk, index int // where it is
+	value        []byte
+	version      store.Version
 }
 
 // record is the newest record of a client: its state, or a tombstone.
@@ -163,14 +167,49 @@ func (d *record) decode(r *kgo.Record) (ok bool, err error) {
 }
 
 func (m *merge) loadUnpublished() error {
-	return m.p.parts.store.Outbox(m.p.id, func(e store.Entry) error {
-		var d record
-		if ok, err := d.decode(recordOf(&e.Message, m.p.id)); err != nil || !ok {
-			return fmt.Errorf("read entry %d of the outbox of partition %d: %w", e.Seq, m.p.id, err)
+	return m.p.parts.store.Outbox(m.p.id, func(c store.Chunk) error {
+		records, err := c.AppendRecords(nil)
+		if err != nil {
+			return err
 		}
-		m.unpublished[string(e.Key)] = append(m.unpublished[string(e.Key)], unpublished{Entry: e, version: d.version})
+		for i := range records {
+			var d record
+			r := &records[i]
+			if ok, err := d.decode(r); err != nil || !ok {
+				return fmt.Errorf("read record %d of chunk %d of the outbox of partition %d: %w", i, c.Seq, m.p.id, err)
+			}
+			m.unpublished[string(r.Key)] = append(m.unpublished[string(r.Key)], unpublished{chunk: len(m.outbox), index: i, value: r.Value, version: d.version})
+		}
+		m.outbox, m.dropped = append(m.outbox, c), append(m.dropped, nil)
 		return nil
 	})
+}
+
+// drop notes that a record of the outbox is not to be published.
+func (m *merge) drop(u *unpublished) {
+	if m.dropped[u.chunk] == nil {
+		m.dropped[u.chunk] = map[int]bool{}
+	}
+	m.dropped[u.chunk][u.index] = true
+}
+
+// writeOutbox replaces the chunks of which records were dropped by what is left of them.
+func (m *merge) writeOutbox(b *store.Batch) error {
+	for i, dropped := range m.dropped {
+		if dropped == nil {
+			continue
+		}
+		rest, err := m.outbox[i].Without(func(i int) bool { return dropped[i] })
+		if err != nil {
+			return err
+		}
+		if rest.Records == 0 {
+			b.DeleteOutbox(rest.Seq, rest.Seq)
+		} else {
+			b.PutOutbox(&rest)
+		}
+	}
+	return nil
 }
 
 // settle decides what becomes of the outbox. A client's entries up to the newest record of the topic are dropped if that record is one of
@@ -178,27 +217,28 @@ func (m *merge) loadUnpublished() error {
 func (m *merge) settle(b *store.Batch) error {
 	for key, n := range m.newest {
 		entries := m.unpublished[key]
-		own := slices.IndexFunc(entries, func(u unpublished) bool { return u.version == n.version && bytes.Equal(u.Value, n.value) })
+		own := slices.IndexFunc(entries, func(u unpublished) bool { return u.version == n.version && bytes.Equal(u.value, n.value) })
 		if own < 0 {
 			own = len(entries) - 1
 			if err := m.replace(b, []byte(key), &n, true); err != nil {
 				return err
 			}
 		}
-		for _, u := range entries[:own+1] {
-			b.DeleteOutbox(u.Seq, u.Seq)
+		for i := range entries[:own+1] {
+			m.drop(&entries[i])
 		}
 	}
 	// A checkpoint that was not published may claim what gave way.
-	for _, u := range m.unpublished[eventlog.CheckpointKey] {
-		if m.replaced > 0 || u.version.Event <= m.checkpoint {
-			b.DeleteOutbox(u.Seq, u.Seq)
+	checkpoints := m.unpublished[eventlog.CheckpointKey]
+	for i := range checkpoints {
+		if u := &checkpoints[i]; m.replaced > 0 || u.version.Event <= m.checkpoint {
+			m.drop(u)
 		}
 	}
 	if m.replaced > 0 {
 		m.p.meta.Checkpoint = m.checkpoint
 	}
-	return nil
+	return m.writeOutbox(b)
 }
 
 func versionOf(s *eventlog.ClientState) store.Version {
@@ -402,13 +442,13 @@ func (p *partition) loadOutbox() error {
 	if !p.parts.cfg.Publish {
 		return nil
 	}
-	var entries []store.Entry
-	if err := p.parts.store.Outbox(p.id, func(e store.Entry) error {
-		entries = append(entries, e)
+	var chunks []store.Chunk
+	if err := p.parts.store.Outbox(p.id, func(c store.Chunk) error {
+		chunks = append(chunks, c)
 		return nil
 	}); err != nil {
 		return err
 	}
-	p.outbox.push(entries)
+	p.outbox.push(chunks)
 	return nil
 }

@@ -44,7 +44,7 @@
 //
 // # Bounds
 //
-// At most maxQueued records wait for the fold, over all partitions, and about maxOutbox records of a partition for publication: beyond
+// At most maxQueued records wait for the fold, over all partitions, and about maxOutbox bytes of a partition for publication: beyond
 // that its fold waits, and after a second the others go on without it. A node record that cannot be read is put into the dead letters at
 // every start, since the topic is read from its beginning.
 //

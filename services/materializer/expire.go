@@ -106,7 +106,7 @@ func (p *partition) neverSeen(cluster string, forgottenMS int64, table *nodeTabl
 func (p *partition) bury(t *eventlog.Tombstone) {
 	if p.parts.cfg.Publish {
 		f := &p.folds
-		f.out = append(f.out, store.Entry{Seq: p.outbox.nextSeq(len(f.out)), Message: messageOf(eventlog.TombstoneRecord(t, p.id))})
+		f.out = store.AppendOutbox(f.out, eventlog.TombstoneRecord(t, p.id))
 	}
 }
 

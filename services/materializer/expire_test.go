@@ -319,12 +319,12 @@ func forgotten(id string, asOfMS, receivedMS int64) presence.Fact {
 func buriedOf(t testing.TB, p *partition, clientID string) []string {
 	t.Helper()
 	var out []string
-	if err := p.parts.store.Outbox(0, func(e store.Entry) error {
+	if err := eachRecord(p.parts.store, 0, func(r *kgo.Record) error {
 		var d record
-		ok, err := d.decode(recordOf(&e.Message, 0))
+		ok, err := d.decode(r)
 		switch {
 		case err != nil || !ok:
-			return fmt.Errorf("entry %d: %v, %w", e.Seq, ok, err)
+			return fmt.Errorf("record of %s: %v, %w", r.Key, ok, err)
 		case d.state == nil && d.tombstone.ClientID == clientID:
 			out = append(out, fmt.Sprint(d.tombstone.Reason, " ", d.version.Event))
 		case d.state != nil && d.state.ClientID == clientID:
@@ -347,9 +347,9 @@ func TestExpiryIsPublished(t *testing.T) {
 		t.Errorf("published %q, want %q", got, want)
 	}
 	var r kgo.Record
-	if err := p.parts.store.Outbox(0, func(e store.Entry) error {
-		if len(e.Value) == 0 {
-			r = *recordOf(&e.Message, 0)
+	if err := eachRecord(p.parts.store, 0, func(stored *kgo.Record) error {
+		if len(stored.Value) == 0 {
+			r = *stored
 		}
 		return nil
 	}); err != nil {

@@ -314,7 +314,9 @@ func (p *partition) emit(r *store.Row, v *presence.Verdict, transition bool, clu
 // put appends a record to the outbox of the batch.
 func (p *partition) put(s *eventlog.ClientState) {
 	f := &p.folds
-	f.out = append(f.out, store.Entry{Seq: p.outbox.nextSeq(len(f.out)), Message: messageOf(eventlog.StateRecord(s, p.id, p.parts.cfg.Kafka.Format()))})
+	eventlog.FillStateRecord(&f.record, s, p.id, p.parts.cfg.Kafka.Format())
+	f.out = store.AppendOutbox(f.out, &f.record)
+	f.outSize += len(f.record.Key) + len(f.record.Value)
 }
 
 // writeRow writes an entry's row if the set changed it.

@@ -270,7 +270,7 @@ func TestForgottenStaysForgottenAfterItExpired(t *testing.T) {
 		other := expiring(t, false, 24*time.Hour)
 		other.meta.ClockMS = p.meta.ClockMS
 		m := &merge{p: other, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
-		if err := p.parts.store.Outbox(0, func(e store.Entry) error { return m.apply(t.Context(), []*kgo.Record{recordOf(&e.Message, 0)}) }); err != nil {
+		if err := eachRecord(p.parts.store, 0, func(r *kgo.Record) error { return m.apply(t.Context(), []*kgo.Record{r}) }); err != nil {
 			t.Fatal(err)
 		}
 		foldFacts(t, other, offset, late)

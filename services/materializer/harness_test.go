@@ -349,3 +349,19 @@ func started(node string, ms int64) presence.NodeFact {
 }
 
 func newRegistry() *prometheus.Registry { return prometheus.NewRegistry() }
+
+// eachRecord calls fn for every record of a partition's outbox.
+func eachRecord(s *store.Store, partition int32, fn func(r *kgo.Record) error) error {
+	return s.Outbox(partition, func(c store.Chunk) error {
+		records, err := c.AppendRecords(nil)
+		if err != nil {
+			return err
+		}
+		for i := range records {
+			if err := fn(&records[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

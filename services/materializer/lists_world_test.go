@@ -117,7 +117,7 @@ func (w *rowWorld) replay(p *partition) {
 		n := min(at+1+w.random.Int64N(5), int64(len(records)))
 		w.must(p.foldBatch(context.Background(), records[at:n]))
 		if p.outbox.full() {
-			p.outbox.remove(p.outbox.depth())
+			p.outbox.remove(len(p.outbox.chunks))
 		}
 	}
 }

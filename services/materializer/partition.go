@@ -284,10 +284,11 @@ func (p *partition) finish(ctx context.Context) error {
 	return err
 }
 
-// commit commits a batch with the partition's meta, makes the entries known to the publisher and the progress to readers.
-func (p *partition) commit(b *store.Batch, entries []store.Entry) error {
-	for i := range entries {
-		b.PutOutbox(&entries[i])
+// commit commits a batch with the partition's meta, makes the chunks known to the publisher and the progress to readers.
+func (p *partition) commit(b *store.Batch, chunks []store.Chunk) error {
+	for i := range chunks {
+		chunks[i].Seq = p.outbox.nextSeq(i)
+		b.PutOutbox(&chunks[i])
 	}
 	b.PutMeta(&p.meta)
 	size, began := b.Len(), time.Now()
@@ -297,7 +298,7 @@ func (p *partition) commit(b *store.Batch, entries []store.Entry) error {
 	}
 	p.parts.metrics.commitSeconds.Observe(time.Since(began).Seconds())
 	p.parts.metrics.commitBytes.Observe(float64(size))
-	p.outbox.push(entries)
+	p.outbox.push(chunks)
 	p.metrics.add(&p.folds.counted)
 	p.progress.advance(p.meta.Next, p.meta.AppliedMS)
 	return nil

@@ -16,11 +16,19 @@ import (
 )
 
 const (
-	// maxTransaction bounds the records of one transaction: consumers see them together, and the outbox shrinks by them.
-	maxTransaction = 1 << 10
-	// publishInterval is the least time between two transactions of a partition that are not full. A transaction costs Kafka several
-	// synced writes whatever its size, at the expense of the facts that come in meanwhile; the first transition after a pause does not wait.
+	// maxTransaction bounds the records of one transaction: consumers see them together, and the outbox shrinks by them. A chunk that has
+	// more is published alone.
+	maxTransaction = 16 << 10
+	// publishInterval is the least time from the beginning of a transaction of a partition to the next, unless that is full. A transaction
+	// costs Kafka several synced writes whatever its size, at the expense of the facts that come in meanwhile; the first transition after a
+	// pause does not wait.
 	publishInterval = 100 * time.Millisecond
+	// publishShare is the part of its time that a partition spends in transactions that are not full: where they take long, as on a busy
+	// disk, they are fewer. publishMaxInterval bounds what that adds to the time until others see a transition.
+	publishShare       = 0.1
+	publishMaxInterval = 2 * time.Second
+	// publishLinger lets record batches fill up. Nothing waits that long: the end of a transaction flushes.
+	publishLinger = time.Second
 	// transactionTimeout is how long Kafka keeps a transaction open whose publisher is silent. It is long, since the next owner of the
 	// partition ends it anyway, and short interruptions of Kafka should cost nothing.
 	transactionTimeout = 5 * time.Minute
@@ -36,6 +44,10 @@ type publisher struct {
 	p      *partition
 	client *kgo.Client
 	log    *slog.Logger
+
+	records []kgo.Record // of a transaction
+	mu      sync.Mutex
+	refused error // the first of a transaction's
 }
 
 // newPublisher returns a publisher of a partition. From then on no former one can publish, and no transaction of it is open.
@@ -49,6 +61,9 @@ func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 		kgo.TransactionalID("presence-publisher-"+strconv.Itoa(int(p.id))),
 		kgo.TransactionTimeout(transactionTimeout),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(publishLinger),
+		// The client must not make a transaction wait for room.
+		kgo.MaxBufferedRecords(1<<20),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("create the publisher of partition %d: %w", p.id, err)
@@ -64,6 +79,14 @@ func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 // transaction without one: franz-go's fake, which is the embedded Kafka, recovers that way, and takes the records of such a transaction for
 // committed once a later one of the same producer commits. An abort of ours settles them. It returns the offset of its record, which nobody sees.
 func (u *publisher) seal(ctx context.Context) (int64, error) {
+	offset, err := u.abortOne(ctx)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", errFenced, err)
+	}
+	return offset, err
+}
+
+func (u *publisher) abortOne(ctx context.Context) (int64, error) {
 	if err := u.client.BeginTransaction(); err != nil {
 		return 0, fmt.Errorf("begin the transaction that ends %s partition %d: %w", eventlog.TopicClientState, u.p.id, err)
 	}
@@ -83,38 +106,43 @@ func (u *publisher) close() { u.client.Close() }
 func (u *publisher) run(ctx context.Context) error {
 	due := time.Now()
 	for {
-		entries, err := u.next(ctx, due)
+		chunks, err := u.next(ctx, due)
 		if err != nil {
 			return nil
 		}
-		due = time.Now().Add(publishInterval)
+		began := time.Now()
 		// What is told to others must not be undone by a loss of power.
 		if err := u.p.parts.store.Sync(); err != nil {
 			return err
 		}
-		records := make([]*kgo.Record, len(entries))
-		for i := range entries {
-			records[i] = recordOf(&entries[i].Message, u.p.id)
+		if err := u.load(chunks); err != nil {
+			return err
 		}
-		if err := u.publish(ctx, records); err != nil {
+		if err := u.publish(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("%w: publish %d records to %s partition %d: %w", errFenced, len(records), eventlog.TopicClientState, u.p.id, err)
+			return fmt.Errorf("%w: publish %d records to %s partition %d: %w", errFenced, len(u.records), eventlog.TopicClientState, u.p.id, err)
 		}
 		b := u.p.parts.store.NewBatch(u.p.id)
-		b.DeleteOutbox(entries[0].Seq, entries[len(entries)-1].Seq)
-		b.PutChangelog(records[len(records)-1].Offset + 1)
+		b.DeleteOutbox(chunks[0].Seq, chunks[len(chunks)-1].Seq)
+		b.PutChangelog(u.records[len(u.records)-1].Offset + 1)
 		if err := b.Commit(); err != nil {
 			return err
 		}
-		u.p.outbox.remove(len(entries))
-		u.p.metrics.published.Add(float64(len(entries)))
+		u.p.outbox.remove(len(chunks))
+		u.p.metrics.published.Add(float64(len(u.records)))
+		due = began.Add(pause(time.Since(began)))
 	}
 }
 
+// pause is the time from the beginning of a transaction that took so long to the next.
+func pause(took time.Duration) time.Duration {
+	return min(max(publishInterval, time.Duration(float64(took)/publishShare)), publishMaxInterval)
+}
+
 // next returns what the next transaction publishes: whatever there is when it is due, or a full transaction before.
-func (u *publisher) next(ctx context.Context, due time.Time) ([]store.Entry, error) {
+func (u *publisher) next(ctx context.Context, due time.Time) ([]store.Chunk, error) {
 	if _, err := u.p.outbox.head(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -126,32 +154,52 @@ func (u *publisher) next(ctx context.Context, due time.Time) ([]store.Entry, err
 	return u.p.outbox.head(ctx, maxTransaction)
 }
 
-// publish returns once the records are committed. After an error it is not known if they are.
-func (u *publisher) publish(ctx context.Context, records []*kgo.Record) error {
+// load makes records of chunks.
+func (u *publisher) load(chunks []store.Chunk) (err error) {
+	clear(u.records)
+	if u.records = u.records[:0]; cap(u.records) > maxTransaction/4 && len(chunks) == 1 {
+		u.records = nil // the memory of a large transaction is kept for the next large one only
+	}
+	for i := range chunks {
+		if u.records, err = chunks[i].AppendRecords(u.records); err != nil {
+			return fmt.Errorf("read chunk %d of the outbox of partition %d: %w", chunks[i].Seq, u.p.id, err)
+		}
+	}
+	return nil
+}
+
+// publish returns once the records are committed. After an error it is not known if they are, and the client may still hold them.
+func (u *publisher) publish(ctx context.Context) error {
 	if err := u.client.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
-	var mu sync.Mutex
-	var first error
-	for _, r := range records {
-		u.client.Produce(ctx, r, func(_ *kgo.Record, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if first == nil {
-				first = err
-			}
-		})
+	for i := range u.records {
+		r := &u.records[i]
+		r.Topic, r.Partition = eventlog.TopicClientState, u.p.id
+		u.client.Produce(ctx, r, u.answered)
 	}
 	if err := u.client.Flush(ctx); err != nil {
 		return fmt.Errorf("wait for acknowledgements: %w", err)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	if first != nil {
-		return fmt.Errorf("produce: %w", first)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.refused != nil {
+		return fmt.Errorf("produce: %w", u.refused)
 	}
 	if err := u.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit a transaction: %w", err)
 	}
 	return nil
+}
+
+// answered takes Kafka's answer to a record.
+func (u *publisher) answered(_ *kgo.Record, err error) {
+	if err == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.refused == nil {
+		u.refused = err
+	}
 }

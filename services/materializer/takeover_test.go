@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
@@ -74,8 +75,8 @@ func outboxOf(t *testing.T, fs vfs.FS, partition int32) []string {
 		t.Fatal(err)
 	}
 	var values []string
-	err = s.Outbox(partition, func(e store.Entry) error {
-		values = append(values, string(e.Value))
+	err = eachRecord(s, partition, func(r *kgo.Record) error {
+		values = append(values, string(r.Value))
 		return nil
 	})
 	if err := errors.Join(err, s.Close()); err != nil {

@@ -7,6 +7,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/services/materializer/store"
@@ -24,7 +26,8 @@ type fold struct {
 	arena   arena
 	logs    logs          // what is to be appended to the clients' logs
 	history logs          // and to their histories
-	out     []store.Entry // the outbox
+	out     []store.Chunk // the outbox
+	record  kgo.Record    // that is being put into it
 	outSize int           // bytes of it
 	counted counted
 	bytes   int       // of the entries' states; see memory

@@ -103,13 +103,12 @@ func (b *Batch) ClearDirty(client []byte) {
 	b.remove(appendClient(b.key[:0], kindDirty, b.partition, client))
 }
 
-// PutOutbox writes an entry of the outbox.
-func (b *Batch) PutOutbox(e *Entry) {
-	b.value = e.append(b.value[:0])
-	b.set(appendOutbox(b.key[:0], b.partition, e.Seq), b.value)
+// PutOutbox writes a chunk of the outbox.
+func (b *Batch) PutOutbox(c *Chunk) {
+	b.set(appendOutbox(b.key[:0], b.partition, c.Seq), c.data)
 }
 
-// DeleteOutbox removes the entries from first to last.
+// DeleteOutbox removes the chunks from first to last.
 func (b *Batch) DeleteOutbox(first, last uint64) {
 	lower, upper := appendOutbox(nil, b.partition, first), appendOutbox(nil, b.partition, last+1)
 	b.fail(b.b.DeleteRange(lower, upper, nil))

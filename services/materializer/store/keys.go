@@ -13,7 +13,7 @@ import (
 //
 //	schema     0x01                                             value: Identity
 //	meta       0x02 | partition (2)                             value: Meta
-//	outbox     0x03 | partition (2) | sequence (8)              value: Message
+//	outbox     0x03 | partition (2) | sequence (8)              value: Chunk
 //	dirty      0x04 | partition (2) | cluster "/" client ID     empty: the state changed after the client's latest record
 //	changelog  0x05 | partition (2)                             uvarint: client-state records below this offset are in the rows
 //	logged     0x06 | partition (2)                             uvarint: 1 + the offset from which on all facts are in the logs; 0: none
@@ -53,7 +53,7 @@ const (
 )
 
 // schemaVersion is the version of all layouts but those of indexes and counters. A store of another version is refused.
-const schemaVersion = 3
+const schemaVersion = 4
 
 // indexVersion is the version of indexes and counters: of their layouts, and of what a row has in them. Those of another version are built
 // anew from the rows.

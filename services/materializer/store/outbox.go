@@ -3,57 +3,118 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Message is a Kafka record as the outbox keeps it: whenever it is published, it is the same bytes. An empty value is none: a tombstone.
-type Message struct {
-	TimeMS     int64
-	Key, Value []byte
-	Headers    []Header
+// MaxChunkBytes bounds a chunk of more than one record.
+const MaxChunkBytes = 256 << 10
+
+// Chunk is a run of records of the outbox, as they are in the store: whenever they are published, they are the same bytes. It is replaced
+// or removed as a whole. Its bytes must not be changed once it is in a batch.
+type Chunk struct {
+	Seq     uint64 // ascends over a partition's chunks
+	Records int
+	data    []byte
 }
 
-// Header is a header of a Message.
-type Header struct {
-	Key   string
-	Value []byte
+// The value is format(1) and records, each of them varint(time) uvarint(#headers) (str(key) str(value))* str(key) str(value). An empty value is
+// none: a tombstone. Format 1 was one record.
+const chunkFormat = 2
+
+// AppendOutbox appends what the outbox keeps of a record, all but topic and partition, to the last chunk, or to a new one if that is full.
+// The bytes are copied.
+func AppendOutbox(chunks []Chunk, r *kgo.Record) []Chunk {
+	size := recordBound(r)
+	if n := len(chunks); n == 0 {
+		chunks = append(chunks, Chunk{data: append(make([]byte, 0, 1+size), chunkFormat)})
+	} else if len(chunks[n-1].data)+size > MaxChunkBytes {
+		// Where a batch fills one chunk, it is likely to fill the next.
+		chunks = append(chunks, Chunk{data: append(make([]byte, 0, max(MaxChunkBytes, 1+size)), chunkFormat)})
+	}
+	chunks[len(chunks)-1].append(r)
+	return chunks
 }
 
-// Entry is a message of the outbox. Sequence numbers of a partition ascend without gaps.
-type Entry struct {
-	Seq uint64
-	Message
+// recordBound is at least the size of a record in a chunk.
+func recordBound(r *kgo.Record) int {
+	size := 4*binary.MaxVarintLen64 + len(r.Key) + len(r.Value)
+	for i := range r.Headers {
+		size += 2*binary.MaxVarintLen64 + len(r.Headers[i].Key) + len(r.Headers[i].Value)
+	}
+	return size
 }
 
-// The value is format(1) varint(time) uvarint(#headers) (str(key) str(value))* str(key) value.
-const messageFormat = 1
-
-func (m *Message) append(dst []byte) []byte {
-	dst = binary.AppendVarint(append(dst, messageFormat), m.TimeMS)
-	dst = binary.AppendUvarint(dst, uint64(len(m.Headers)))
-	for i := range m.Headers {
-		h := &m.Headers[i]
-		dst = appendString(dst, h.Key)
-		dst = append(binary.AppendUvarint(dst, uint64(len(h.Value))), h.Value...)
+func (c *Chunk) append(r *kgo.Record) {
+	dst := binary.AppendVarint(c.data, r.Timestamp.UnixMilli())
+	dst = binary.AppendUvarint(dst, uint64(len(r.Headers)))
+	for i := range r.Headers {
+		h := &r.Headers[i]
+		dst = appendBytes(appendString(dst, h.Key), h.Value)
 	}
-	dst = append(binary.AppendUvarint(dst, uint64(len(m.Key))), m.Key...)
-	return append(dst, m.Value...)
+	c.data = appendBytes(appendBytes(dst, r.Key), r.Value)
+	c.Records++
 }
 
-func decodeMessage(b []byte) (Message, error) {
-	r := reader{b: append([]byte(nil), b...)}
-	if f := r.byte(); f != messageFormat {
-		return Message{}, fmt.Errorf("%w: outbox format %d, want %d", ErrCorrupt, f, messageFormat)
+func appendBytes(dst, b []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
+}
+
+// Bytes is the size of the chunk.
+func (c *Chunk) Bytes() int { return len(c.data) }
+
+// AppendRecords appends the records of the chunk to dst, without topic and partition. They share the chunk's bytes, and headers among each other.
+func (c *Chunk) AppendRecords(dst []kgo.Record) ([]kgo.Record, error) {
+	r := reader{b: c.data}
+	if f := r.byte(); f != chunkFormat {
+		return dst, fmt.Errorf("%w: outbox format %d, want %d", ErrCorrupt, f, chunkFormat)
 	}
-	m := Message{TimeMS: r.varint()}
-	for n := r.length(); n > 0 && !r.bad; n-- {
-		m.Headers = append(m.Headers, Header{Key: string(r.bytes(r.length())), Value: r.bytes(r.length())})
+	var headers []kgo.RecordHeader
+	var encoded []byte // of headers
+	for len(r.b) > 0 {
+		at := time.UnixMilli(r.varint())
+		begin := r.b
+		if len(encoded) == 0 || len(begin) < len(encoded) || string(begin[:len(encoded)]) != string(encoded) {
+			headers = nil
+			for n := r.length(); n > 0 && !r.bad; n-- {
+				headers = append(headers, kgo.RecordHeader{Key: string(r.bytes(r.length())), Value: r.bytes(r.length())})
+			}
+			encoded = begin[:len(begin)-len(r.b)]
+		} else {
+			r.bytes(len(encoded))
+		}
+		record := kgo.Record{Timestamp: at, Headers: headers, Key: r.bytes(r.length()), Value: r.bytes(r.length())}
+		if r.bad {
+			return dst, fmt.Errorf("%w: outbox chunk of %d bytes", ErrCorrupt, len(c.data))
+		}
+		if len(record.Value) == 0 {
+			record.Value = nil
+		}
+		dst = append(dst, record)
 	}
-	m.Key = r.bytes(r.length())
-	if len(r.b) > 0 {
-		m.Value = r.b
+	return dst, nil
+}
+
+// Without returns the chunk without the records for which drop, which is given their index, returns true.
+func (c *Chunk) Without(drop func(i int) bool) (Chunk, error) {
+	records, err := c.AppendRecords(nil)
+	if err != nil {
+		return Chunk{}, err
 	}
-	if r.bad {
-		return Message{}, fmt.Errorf("%w: outbox entry of %d bytes", ErrCorrupt, len(b))
+	rest := Chunk{Seq: c.Seq, data: append(make([]byte, 0, len(c.data)), chunkFormat)}
+	for i := range records {
+		if !drop(i) {
+			rest.append(&records[i])
+		}
 	}
-	return m, nil
+	return rest, nil
+}
+
+// decodeChunk reads the value of a chunk; the chunk owns its bytes.
+func decodeChunk(seq uint64, value []byte) (Chunk, error) {
+	c := Chunk{Seq: seq, data: append([]byte(nil), value...)}
+	records, err := c.AppendRecords(nil)
+	c.Records = len(records)
+	return c, err
 }

@@ -312,19 +312,19 @@ func (s *Store) Dirty(partition int32, fn func(client []byte) (bool, error)) err
 	return s.scan(lower, upper, func(key, _ []byte) (bool, error) { return fn(key[prefixSize:]) })
 }
 
-// Outbox calls fn for every entry of a partition's outbox, in order. The entry owns its bytes.
-func (s *Store) Outbox(partition int32, fn func(Entry) error) error {
+// Outbox calls fn for every chunk of a partition's outbox, in order. The chunk owns its bytes.
+func (s *Store) Outbox(partition int32, fn func(Chunk) error) error {
 	lower, upper := kindBounds(partition, kindOutbox, "")
 	return s.scan(lower, upper, func(key, value []byte) (bool, error) {
 		seq, err := outboxSeq(key)
 		if err != nil {
 			return false, err
 		}
-		m, err := decodeMessage(value)
+		c, err := decodeChunk(seq, value)
 		if err != nil {
 			return false, err
 		}
-		return true, fn(Entry{Seq: seq, Message: m})
+		return true, fn(c)
 	})
 }
 

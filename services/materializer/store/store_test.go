@@ -7,9 +7,11 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/presence"
 )
@@ -156,7 +158,9 @@ func TestBatchIsWholeOrNotThere(t *testing.T) {
 			r.Last.Version.Event, r.Latest.Event = i, i
 			b.PutRow(client, Indexed{}, &r, r.State.Append(nil))
 			b.MarkDirty(client)
-			b.PutOutbox(&Entry{Seq: uint64(i), Message: Message{TimeMS: i, Key: client, Value: []byte("v"), Headers: []Header{{Key: "h", Value: []byte("x")}}}})
+			chunk := AppendOutbox(nil, &kgo.Record{Timestamp: time.UnixMilli(i), Key: client, Value: []byte("v"), Headers: []kgo.RecordHeader{{Key: "h", Value: []byte("x")}}})[0]
+			chunk.Seq = uint64(i)
+			b.PutOutbox(&chunk)
 			b.PutMeta(&Meta{Next: i + 1, SweptNode: -1})
 			if err := b.Commit(); err != nil {
 				t.Fatal(err)
@@ -181,11 +185,15 @@ func TestBatchIsWholeOrNotThere(t *testing.T) {
 			t.Errorf("%d %%: the row is of offset %d, the next is %d: %v", percent, got.Latest.Event, m.Next, err)
 		}
 		var last uint64
-		if err := c.Outbox(3, func(e Entry) error {
-			if e.Seq != last+1 || e.TimeMS != int64(e.Seq) || string(e.Key) != string(client) || string(e.Value) != "v" || len(e.Headers) != 1 {
-				t.Errorf("entry %+v after %d", e, last)
+		if err := c.Outbox(3, func(chunk Chunk) error {
+			records, err := chunk.AppendRecords(nil)
+			if err != nil {
+				return err
 			}
-			last = e.Seq
+			if r := records[0]; chunk.Seq != last+1 || len(records) != 1 || r.Timestamp.UnixMilli() != int64(chunk.Seq) || string(r.Key) != string(client) || string(r.Value) != "v" || len(r.Headers) != 1 {
+				t.Errorf("chunk %d with %+v after %d", chunk.Seq, records, last)
+			}
+			last = chunk.Seq
 			return nil
 		}); err != nil || int64(last) != m.Next-1 {
 			t.Errorf("%d %%: the outbox ends at %d, the next offset is %d: %v", percent, last, m.Next, err)
@@ -197,8 +205,13 @@ func TestDeletedOutboxAndMarks(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	client, r := liveRow()
 	b := rowBatch(t, s, 1)
+	put := func(b *Batch, seq uint64) {
+		chunk := AppendOutbox(nil, &kgo.Record{})[0]
+		chunk.Seq = seq
+		b.PutOutbox(&chunk)
+	}
 	for i := range uint64(5) {
-		b.PutOutbox(&Entry{Seq: i + 1})
+		put(b, i+1)
 	}
 	b.MarkDirty(client)
 	b.PutRow(client, Indexed{}, &r, r.State.Append(nil))
@@ -206,7 +219,7 @@ func TestDeletedOutboxAndMarks(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := s.NewBatch(2)
-	other.PutOutbox(&Entry{Seq: 2})
+	put(other, 2)
 	other.MarkDirty(client)
 	if err := other.Commit(); err != nil {
 		t.Fatal(err)
@@ -221,7 +234,7 @@ func TestDeletedOutboxAndMarks(t *testing.T) {
 	count := func(partition int32) (entries, dirty int) {
 		t.Helper()
 		if err := errors.Join(
-			s.Outbox(partition, func(Entry) error { entries++; return nil }),
+			s.Outbox(partition, func(Chunk) error { entries++; return nil }),
 			s.Dirty(partition, func([]byte) (bool, error) { dirty++; return true, nil }),
 		); err != nil {
 			t.Fatal(err)
