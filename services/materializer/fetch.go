@@ -43,6 +43,8 @@ type fetcher struct {
 	wake   chan struct{}
 	queues map[int32]*queue // touched by run only
 	paused map[int32]bool   // touched by run only
+	// polled is when a partition was polled for the last time, in epoch milliseconds. Touched by run only.
+	polled map[int32]int64
 }
 
 func newFetcher(cfg eventlog.Config, log *slog.Logger) (*fetcher, error) {
@@ -59,7 +61,7 @@ func newFetcher(cfg eventlog.Config, log *slog.Logger) (*fetcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create the consumer of %s: %w", eventlog.TopicClientEvents, err)
 	}
-	return &fetcher{client: cl, log: log, wake: make(chan struct{}, 1), queues: map[int32]*queue{}, paused: map[int32]bool{}}, nil
+	return &fetcher{client: cl, log: log, wake: make(chan struct{}, 1), queues: map[int32]*queue{}, paused: map[int32]bool{}, polled: map[int32]int64{}}, nil
 }
 
 // do has the polling goroutine call fn before its next poll.
@@ -87,6 +89,7 @@ func (f *fetcher) signal() {
 func (f *fetcher) add(partition int32, offset int64, q *queue) {
 	f.do(func() {
 		f.queues[partition] = q
+		f.polled[partition] = time.Now().UnixMilli()
 		f.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{eventlog.TopicClientEvents: {partition: kgo.NoResetOffset().At(offset)}})
 	})
 }
@@ -130,7 +133,10 @@ func (f *fetcher) run(ctx context.Context) error {
 				return // an interrupted poll
 			}
 			if q := f.queues[p.Partition]; q != nil {
-				q.progress.sawEnd(p.HighWatermark, now)
+				// The end is that of when Kafka answered. It was asked when what came before had been polled, and this process may have been
+				// stopped since then: what it finds when it wakes up is old.
+				q.progress.sawEnd(p.HighWatermark, f.polled[p.Partition])
+				f.polled[p.Partition] = now
 				q.push(p.Records)
 			}
 		})

@@ -213,6 +213,10 @@ func (r *reader) readOne(k *presencev1.StateKey, resp *presencev1.GetStatesRespo
 		r.table = nil
 		return false, nil
 	}
+	if ahead := r.row.Latest.Event + 1; ahead > fresh.next {
+		// The row was restored from client-state, and the facts behind it are still to be passed over: it has all of the client's up to its version.
+		fresh.next, fresh.end = ahead, max(fresh.end, ahead)
+	}
 	resp.Entries, r.seen = append(resp.Entries, entry), append(r.seen, partitionFreshness{id, fresh})
 	return true, nil
 }

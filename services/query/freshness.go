@@ -83,11 +83,13 @@ func (c clock) lagOf(p *presencev1.PartitionFreshness) (records, ms int64, known
 	if p == nil || p.GetEndOffset() < 0 || c.ageMS(p.GetEndOffsetTimeMs()) > c.staleAfter.Milliseconds() {
 		return 0, 0, false
 	}
-	if records = max(0, p.GetEndOffset()-p.GetAppliedOffset()); records > 0 {
-		// What is waiting came after the last record applied, and after the last time that nothing was waiting.
-		ms = c.ageMS(max(p.GetAppliedTimeMs(), p.GetCaughtUpTimeMs()))
+	// What is waiting came after the last record applied, and after the last time that nothing was waiting. Where nothing is known to be waiting, it came
+	// after the end offset was reported.
+	since := max(p.GetAppliedTimeMs(), p.GetCaughtUpTimeMs())
+	if records = max(0, p.GetEndOffset()-p.GetAppliedOffset()); records == 0 {
+		since = max(since, p.GetEndOffsetTimeMs())
 	}
-	return records, ms, true
+	return records, c.ageMS(since), true
 }
 
 // late reports whether answers of a partition are stale by its owner's fault.

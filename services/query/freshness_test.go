@@ -29,38 +29,42 @@ func TestFreshness(t *testing.T) {
 		feed    string
 		node    string
 	}{
-		{"quiet for a day", func(in *input) { in.p.AppliedTimeMs = ago(24 * time.Hour) }, "", 0, 0, "ok", "ok"},
-		{"nothing was ever applied", func(in *input) { in.p.AppliedTimeMs, in.p.AppliedOffset, in.p.EndOffset = 0, 0, 0 }, "", 0, 0, "ok", "ok"},
+		{"quiet for a day", func(in *input) { in.p.AppliedTimeMs = ago(24 * time.Hour) }, "", 0, 1000, "ok", "ok"},
+		{"nothing was ever applied", func(in *input) { in.p.AppliedTimeMs, in.p.AppliedOffset, in.p.EndOffset = 0, 0, 0 }, "", 0, 1000, "ok", "ok"},
+		{"end offset of just now", func(in *input) { in.p.EndOffsetTimeMs = ago(0) }, "", 0, 0, "ok", "ok"},
+		{"end offset of a while ago, and a record applied since", func(in *input) {
+			in.p.EndOffsetTimeMs, in.p.AppliedTimeMs = ago(8*time.Second), ago(2*time.Second)
+		}, "", 0, 2000, "ok", "ok"},
 		{"a little behind", func(in *input) { in.p.EndOffset = 107 }, "", 7, 1000, "ok", "ok"},
 		{"at the bound", func(in *input) { in.p.EndOffset, in.p.AppliedTimeMs = 107, ago(10*time.Second) }, "", 7, 10_000, "ok", "ok"},
 		{"quiet for long, and one record on its way", func(in *input) {
 			in.p.EndOffset, in.p.AppliedTimeMs, in.p.CaughtUpTimeMs = 101, ago(time.Hour), ago(300*time.Millisecond)
 		}, "", 1, 300, "ok", "ok"},
 		{"too far behind", func(in *input) { in.p.EndOffset, in.p.AppliedTimeMs = 107, ago(10_001*time.Millisecond) }, "lagging", 7, 10_001, "ok", "ok"},
-		{"applied past the end offset last reported", func(in *input) { in.p.EndOffset = 99 }, "", 0, 0, "ok", "ok"},
+		{"applied past the end offset last reported", func(in *input) { in.p.EndOffset = 99 }, "", 0, 1000, "ok", "ok"},
 		{"end offset unknown", func(in *input) { in.p.EndOffset = -1 }, "lag_unknown", -1, 0, "ok", "ok"},
 		{"end offset known for long", func(in *input) { in.p.EndOffsetTimeMs = ago(10_001 * time.Millisecond) }, "lag_unknown", -1, 0, "ok", "ok"},
 		{"nothing said about the partition", func(in *input) { in.p = nil }, "lag_unknown catching_up", -1, 0, "ok", "ok"},
-		{"catching up", func(in *input) { in.p.Ready = false }, "catching_up", 0, 0, "ok", "ok"},
-		{"no feed", func(in *input) { in.h.Feeds = nil }, "feed_down", 0, 0, "down", "ok"},
-		{"no health", func(in *input) { in.h = nil }, "feed_down", 0, 0, "down", "unheard"},
-		{"feed not connected", func(in *input) { in.h.Feeds[0].Connected = false }, "feed_down", 0, 0, "down", "ok"},
-		{"feed at the end of its lease", func(in *input) { in.h.Feeds[0].AliveMs = ago(30 * time.Second) }, "", 0, 0, "ok", "ok"},
-		{"feed past its lease", func(in *input) { in.h.Feeds[0].AliveMs = ago(30_001 * time.Millisecond) }, "feed_down", 0, 0, "down", "ok"},
-		{"feed's clock is ahead", func(in *input) { in.h.Feeds[0].AliveMs = ago(-time.Minute) }, "", 0, 0, "ok", "ok"},
+		{"catching up", func(in *input) { in.p.Ready = false }, "catching_up", 0, 1000, "ok", "ok"},
+		{"no feed", func(in *input) { in.h.Feeds = nil }, "feed_down", 0, 1000, "down", "ok"},
+		{"no health", func(in *input) { in.h = nil }, "feed_down", 0, 1000, "down", "unheard"},
+		{"feed not connected", func(in *input) { in.h.Feeds[0].Connected = false }, "feed_down", 0, 1000, "down", "ok"},
+		{"feed at the end of its lease", func(in *input) { in.h.Feeds[0].AliveMs = ago(30 * time.Second) }, "", 0, 1000, "ok", "ok"},
+		{"feed past its lease", func(in *input) { in.h.Feeds[0].AliveMs = ago(30_001 * time.Millisecond) }, "feed_down", 0, 1000, "down", "ok"},
+		{"feed's clock is ahead", func(in *input) { in.h.Feeds[0].AliveMs = ago(-time.Minute) }, "", 0, 1000, "ok", "ok"},
 		{"one of two feeds is down", func(in *input) {
 			in.h.Feeds = append([]*presencev1.FeedHealth{{Bridge: "b2"}}, in.h.Feeds...)
-		}, "", 0, 0, "ok", "ok"},
-		{"gap", func(in *input) { in.h.Gap = &presencev1.FeedGap{FromMs: 1, ToMs: 2} }, "feed_gap", 0, 0, "gap", "ok"},
+		}, "", 0, 1000, "ok", "ok"},
+		{"gap", func(in *input) { in.h.Gap = &presencev1.FeedGap{FromMs: 1, ToMs: 2} }, "feed_gap", 0, 1000, "gap", "ok"},
 		{"gap that lasts", func(in *input) {
 			in.h.Gap, in.h.Feeds[0].Connected = &presencev1.FeedGap{FromMs: 1}, false
-		}, "feed_gap feed_down", 0, 0, "down", "ok"},
-		{"node silent", func(in *input) { in.h.Nodes[0].Silent = true }, "", 0, 0, "ok", "silent"},
-		{"node gone", func(in *input) { in.h.Nodes[0].Silent, in.h.Nodes[0].Gone = true, true }, "", 0, 0, "ok", "gone"},
-		{"another node gone", func(in *input) { in.h.Nodes[0].Gone, in.node = true, "n2" }, "", 0, 0, "ok", "unheard"},
-		{"no node", func(in *input) { in.h.Nodes[0].Gone, in.node = true, "" }, "", 0, 0, "ok", "ok"},
-		{"routing at the bound", func(in *input) { in.routedAt = now.Add(-10 * time.Second) }, "", 0, 0, "ok", "ok"},
-		{"routing too old", func(in *input) { in.routedAt = now.Add(-10*time.Second - 1) }, "routing_stale", 0, 0, "ok", "ok"},
+		}, "feed_gap feed_down", 0, 1000, "down", "ok"},
+		{"node silent", func(in *input) { in.h.Nodes[0].Silent = true }, "", 0, 1000, "ok", "silent"},
+		{"node gone", func(in *input) { in.h.Nodes[0].Silent, in.h.Nodes[0].Gone = true, true }, "", 0, 1000, "ok", "gone"},
+		{"another node gone", func(in *input) { in.h.Nodes[0].Gone, in.node = true, "n2" }, "", 0, 1000, "ok", "unheard"},
+		{"no node", func(in *input) { in.h.Nodes[0].Gone, in.node = true, "" }, "", 0, 1000, "ok", "ok"},
+		{"routing at the bound", func(in *input) { in.routedAt = now.Add(-10 * time.Second) }, "", 0, 1000, "ok", "ok"},
+		{"routing too old", func(in *input) { in.routedAt = now.Add(-10*time.Second - 1) }, "routing_stale", 0, 1000, "ok", "ok"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in := &input{
