@@ -105,7 +105,7 @@ var peers = map[Kind][]Kind{
 func Plan(seed uint64, lasts time.Duration) []Step {
 	p := planner{rng: rand.New(rand.NewPCG(seed, 0x70726573656e6365)), end: lasts - calm, free: map[Kind]time.Duration{Kafka: calm, Broker: calm + 20*time.Second}}
 	p.nextAllKafka = allKafkaEvery
-	for at := calm; at < p.end-time.Second; at += time.Second + p.upTo(5*time.Second) {
+	for at := calm; at < p.end-time.Second; at += time.Second + p.upTo(4*time.Second) {
 		p.add(at)
 	}
 	return p.steps
@@ -140,12 +140,19 @@ func (p *planner) add(at time.Duration) {
 		return
 	}
 	i := slices.IndexFunc(p.bag, func(k Kind) bool { return p.free[k] <= at })
-	if i < 0 {
+	if i >= 0 {
+		kind := p.bag[i]
+		p.bag = slices.Delete(p.bag, i, i+1)
+		p.step(p.draw(at, kind))
 		return
 	}
-	kind := p.bag[i]
-	p.bag = slices.Delete(p.bag, i, i+1)
-	p.step(p.draw(at, kind))
+	// Nothing of this round may be hit: those that come back soonest may be hit out of turn.
+	for _, kind := range []Kind{Bridge, Query} {
+		if p.free[kind] <= at {
+			p.step(p.draw(at, kind))
+			return
+		}
+	}
 }
 
 // draw returns a step for a kind. A kind's actions take turns, each kind from another one on.
