@@ -141,7 +141,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.statusCommand(), a.getCommand(), a.batchCommand(), a.listCommand(), a.sessionsCommand(), a.explainCommand(), a.watchCommand(),
 		a.statsCommand(), a.nodesCommand(),
-		a.deleteCommand(), a.checkIndexesCommand(), a.deadLettersCommand(), a.backupCommand(), a.restoreCommand(),
+		a.deleteCommand(), a.checkIndexesCommand(), a.compareReplicasCommand(), a.deadLettersCommand(), a.backupCommand(), a.restoreCommand(),
 		a.configCommand(), a.completionCommand(root), a.versionCommand(),
 	)
 	return root

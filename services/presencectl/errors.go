@@ -66,7 +66,7 @@ func (a *app) hints(err error) []string {
 				"  "+name+" config set-context local --user dev --password-file DATA-DIR/dev-password")
 		}
 	case codes.PermissionDenied:
-		list = append(list, "The account lacks the permission: 'connect' for status, 'read' for other questions, 'admin' for delete and check-indexes.")
+		list = append(list, "The account lacks the permission: 'connect' for status, 'read' for other questions, 'admin' for delete, check-indexes and compare-replicas.")
 	case codes.Unavailable, codes.ResourceExhausted:
 		if after := retryAfter(err); after > 0 {
 			list = append(list, fmt.Sprintf("Try again in %s.", span(after)))

@@ -260,6 +260,27 @@ func (f *fake) CheckIndexes(_ context.Context, req *presencev1.CheckIndexesReque
 	}}, nil
 }
 
+func (f *fake) CompareReplicas(_ context.Context, req *presencev1.CompareReplicasRequest) (*presencev1.CompareReplicasResponse, error) {
+	all := []*presencev1.ReplicaComparison{
+		{Partition: 0, Replica: "b", Reference: "a", Offset: 40, Clients: 10, ReferenceClients: 10, Equal: true, Digest: "11", ReferenceDigest: "11"},
+		{Partition: 1, Replica: "b", Reference: "a", Offset: 41, Clients: 11, ReferenceClients: 12, Digest: "21", ReferenceDigest: "22",
+			FirstDifference: &presencev1.ReplicaDifference{Cluster: "default", ClientId: hostile, ReferenceDigest: "c0ffee"}},
+		{Partition: 2, Replica: "b", Reference: "a", Error: "partition 2 has no owner in replica b\x1b[0m"},
+	}
+	if len(req.GetPartitions()) == 0 {
+		return &presencev1.CompareReplicasResponse{Comparisons: all}, nil
+	}
+	answer := &presencev1.CompareReplicasResponse{Ok: true}
+	for _, p := range req.GetPartitions() {
+		if p < 0 || int(p) >= len(all) {
+			return nil, status.Errorf(codes.InvalidArgument, "partitions: there is no partition %d", p)
+		}
+		answer.Ok = answer.GetOk() && all[p].GetEqual()
+		answer.Comparisons = append(answer.Comparisons, all[p])
+	}
+	return answer, nil
+}
+
 func (f *fake) WatchClients(req *presencev1.WatchClientsRequest, stream grpc.ServerStreamingServer[presencev1.WatchClientsResponse]) error {
 	return f.watch(req, stream)
 }

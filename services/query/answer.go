@@ -56,6 +56,7 @@ type answers struct {
 	listing   *semaphore.Weighted // lists that are read at a time
 	ranking   *semaphore.Weighted // rankings of usernames at a time
 	checking  *semaphore.Weighted // checks of the indexes at a time
+	comparing *semaphore.Weighted // comparisons of the replicas at a time
 }
 
 func newAnswers(cfg Config, reader StateReader, log *slog.Logger) (*answers, error) {
@@ -66,6 +67,7 @@ func newAnswers(cfg Config, reader StateReader, log *slog.Logger) (*answers, err
 	return &answers{
 		cfg: cfg, reader: reader, log: log, tokens: t, forgetter: newForgetter(cfg, log),
 		listing: semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2))), ranking: semaphore.NewWeighted(maxRankings), checking: semaphore.NewWeighted(1),
+		comparing: semaphore.NewWeighted(1),
 	}, nil
 }
 

@@ -43,6 +43,7 @@ func contract() []call {
 		{name: callWatch, need: permRead, query: []string{
 			"cluster", "status", "node", "username", "client_id_prefix", "client_ids", "resume_token", "snapshot", "debounce", "heartbeat"}},
 		{name: "CheckIndexes", need: permAdmin, path: "POST /v1/indexes:check", lasts: checkTimeout},
+		{name: "CompareReplicas", need: permAdmin, path: "POST /v1/replicas:compare", lasts: compareTimeout},
 	}
 }
 

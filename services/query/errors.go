@@ -117,8 +117,8 @@ func (e *internalError) GRPCStatus() *status.Status {
 }
 
 // httpStatus is the one place where an error's code becomes an HTTP status.
-func httpStatus(code codes.Code) int {
-	switch code {
+func httpStatus(s *status.Status) int {
+	switch s.Code() {
 	case codes.OK:
 		return http.StatusOK
 	case codes.InvalidArgument:
@@ -137,8 +137,13 @@ func httpStatus(code codes.Code) int {
 		return http.StatusTooManyRequests
 	case codes.Unimplemented:
 		return http.StatusNotImplemented
-	case codes.Unavailable, codes.FailedPrecondition, codes.Canceled:
-		// FAILED_PRECONDITION is a min_offset that was not applied in time: asking again helps, so it is no 400.
+	case codes.FailedPrecondition:
+		// A min_offset that was not applied in time: asking again helps. Replicas that do not exist: it does not.
+		if retryAfter(s) == 0 {
+			return http.StatusBadRequest
+		}
+		return http.StatusServiceUnavailable
+	case codes.Unavailable, codes.Canceled:
 		return http.StatusServiceUnavailable
 	case codes.DeadlineExceeded:
 		return http.StatusGatewayTimeout

@@ -33,14 +33,14 @@ func FuzzBody(f *testing.F) {
 	for _, s := range []string{
 		"", "{}", "null", "[]", `{"client_ids":["dev1"]}`, `{"client_ids":["dev1"],"cluster":"default"}`, `{"clientIds":["dev1"]}`, `{"client_ids":[null]}`, `{"client_ids":"dev1"}`,
 		`{"client_ids":["a"]}{}`, `{"client_ids":["a"],"client_ids":["b"]}`, `{"client_ids":[""]}`, "{\"client_ids\":[\"\xff\"]}", `{"client_ids":["\ud800"]}`, `{"client_ids":["\u0000"]}`,
-		`{"repair":false}`, `{"repair":1}`, `{"x":{}}`, strings.Repeat("[", 20_000), `{"client_ids":` + strings.Repeat("[", 20_000), "\ufeff{}", `{"client_ids":[` + strings.Repeat(`"a",`, 1_000) + `"a"]}`,
+		`{"repair":false}`, `{"repair":1}`, `{"partitions":[0,1]}`, `{"x":{}}`, strings.Repeat("[", 20_000), `{"client_ids":` + strings.Repeat("[", 20_000), "\ufeff{}", `{"client_ids":[` + strings.Repeat(`"a",`, 1_000) + `"a"]}`,
 	} {
 		f.Add([]byte(s), "application/json")
 	}
 	f.Add([]byte("client_ids=a"), "application/x-www-form-urlencoded")
 	f.Add([]byte("\x0a\x01a"), "application/x-protobuf")
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
-		for _, path := range []string{"/v1/clients:batchGet", "/v1/indexes:check", "/client-id/dev1/status"} {
+		for _, path := range []string{"/v1/clients:batchGet", "/v1/indexes:check", "/v1/replicas:compare", "/client-id/dev1/status"} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, bytes.NewReader(body))
 			r.Header = http.Header{"Authorization": {basic("admin", password)}, "Content-Type": {contentType}}
 			w := httptest.NewRecorder()
@@ -54,6 +54,7 @@ func FuzzBody(f *testing.F) {
 				if strings.HasPrefix(path, "/v1/") && answer["freshness"] == nil {
 					t.Errorf("%s with %q: no freshness in %.300s", path, body, w.Body)
 				}
+			case w.Code == 400 && path == "/v1/replicas:compare" && strings.Contains(w.Body.String(), "one replica only"):
 			case w.Code == 400 && (strings.Contains(w.Body.String(), "field_violations") || strings.Contains(w.Body.String(), "the body")):
 			default:
 				t.Errorf("%s with %q: %d %.300s", path, body, w.Code, w.Body)
@@ -123,7 +124,7 @@ func FuzzMessage(f *testing.F) {
 	for _, m := range []proto.Message{
 		&presencev1.GetStatusRequest{ClientId: "dev1", Cluster: "default"}, &presencev1.GetClientRequest{ClientId: "dev1", MinOffset: proto.Int64(1 << 62)},
 		&presencev1.BatchGetClientsRequest{ClientIds: []string{"dev1", "a/b"}}, &presencev1.ListClientsRequest{Status: "online", PageSize: 3, PageToken: "AQ"},
-		&presencev1.GetStatsRequest{SkipUsernames: true}, &presencev1.CheckIndexesRequest{}, &presencev1.WatchClientsRequest{ClientIds: []string{"dev1"}, ResumeToken: "AQ"},
+		&presencev1.GetStatsRequest{SkipUsernames: true}, &presencev1.CheckIndexesRequest{}, &presencev1.CompareReplicasRequest{Partitions: []int32{1}}, &presencev1.WatchClientsRequest{ClientIds: []string{"dev1"}, ResumeToken: "AQ"},
 	} {
 		b, err := proto.Marshal(m)
 		if err != nil {

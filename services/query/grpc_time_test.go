@@ -12,7 +12,7 @@ func TestUnaryCallsEnd(t *testing.T) {
 	desc := &presencev1.PresenceService_ServiceDesc
 	unary := unaryTimes(desc, newCalls(), time.Minute)
 	for method, want := range map[string]time.Duration{
-		"GetClient": time.Minute, "CheckIndexes": time.Minute + checkTimeout, callWatch: 0,
+		"GetClient": time.Minute, "CheckIndexes": time.Minute + checkTimeout, "CompareReplicas": time.Minute + compareTimeout, callWatch: 0,
 	} {
 		got, bounded := unary["/"+desc.ServiceName+"/"+method]
 		if bounded != (want > 0) || got != want {

@@ -373,7 +373,7 @@ func writeError(w http.ResponseWriter, httpCode int, err error) codes.Code {
 		s = status.New(codes.Internal, "the request could not be answered")
 	}
 	if httpCode == 0 {
-		httpCode = httpStatus(s.Code())
+		httpCode = httpStatus(s)
 	}
 	header := w.Header()
 	header.Set("Content-Type", "application/json")

@@ -79,6 +79,9 @@ func TestParametersThatAreWrongAreNamed(t *testing.T) {
 		{"GET", "/v1/clients/%FF/sessions", "", "client_id", "UTF-8"},
 		{"POST", "/v1/indexes:check", `{"repair":"yes"}`, "body", "body"},
 		{"POST", "/v1/indexes:check", "", "body", "empty"},
+		{"POST", "/v1/replicas:compare", `{"partitions":[0,-1]}`, "partitions", "negative"},
+		{"POST", "/v1/replicas:compare", `{"partitions":[4294967296]}`, "body", "body"},
+		{"POST", "/v1/replicas:compare", "", "body", "empty"},
 		{"POST", "/v1/clients:batchGet", `{"client_ids":["\ud800"]}`, "body", "body"},
 	} {
 		t.Run(fmt.Sprintf("%s %.60s", c.method, c.path), func(t *testing.T) {

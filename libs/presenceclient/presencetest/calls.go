@@ -300,6 +300,11 @@ func (f *Fake) CheckIndexes(context.Context, *presencev1.CheckIndexesRequest) (*
 	return &presencev1.CheckIndexesResponse{Ok: true, Partitions: []*presencev1.IndexCheck{{Clients: int64(len(f.clients))}}}, nil
 }
 
+// CompareReplicas implements the call: the fake is one replica.
+func (f *Fake) CompareReplicas(context.Context, *presencev1.CompareReplicasRequest) (*presencev1.CompareReplicasResponse, error) {
+	return nil, status.Error(codes.FailedPrecondition, "this service knows one replica only, there is nothing to compare")
+}
+
 // checkID refuses what MQTT does not allow.
 func checkID(field, id string) error {
 	if id == "" || len(id) > maxClientID || !utf8.ValidString(id) {

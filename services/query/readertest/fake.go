@@ -37,6 +37,9 @@ type Fake struct {
 	looks      int // rows that a list looks at; 0: all
 	damage     []string
 	behind     bool
+	stops      []*stop // digests that wait for their offset
+	clockMS    int64
+	least      int64
 }
 
 // row is what is kept of one client.
@@ -95,6 +98,7 @@ func (f *Fake) Apply(facts ...presence.Fact) {
 		r.dialect, r.receivedMS = fact.Dialect, fact.ReceivedMS
 		f.applied[p]++
 		f.appliedMS[p] = fact.ReceivedMS
+		f.makeStops(p)
 	}
 	close(f.changed)
 	f.changed = make(chan struct{})
