@@ -14,7 +14,11 @@ func (m *merge) outdated(next, first int64) bool {
 	if m.checkpoint < max(next, first) {
 		return false
 	}
-	return next < first || m.clockMS-m.p.meta.ClockMS > outdatedMS
+	own := m.p.meta.ClockMS
+	if own == 0 { // The clock stands still on the first day.
+		own = m.p.meta.AppliedMS
+	}
+	return next < first || m.clockMS-own > outdatedMS
 }
 
 // startAnew drops everything that the store has of the partition, which is then filled as if it had never had anything.

@@ -230,35 +230,42 @@ func TestRestoreOfAnOldDisk(t *testing.T) {
 	}
 }
 
-// A disk that is so old that Kafka no longer says who was forgotten since does not bring them back.
+// A disk that is so old that client-state no longer says who was forgotten since does not bring them back, whether or not client-events does.
 func TestForgottenStaysForgottenOnAVeryOldDisk(t *testing.T) {
-	l, ref := newLog(t), reference{}
-	fs := vfs.NewCrashableMem()
-	m := l.start(l.frequentCheckpoints(fs)).ready()
-	l.facts(opened("secret", "n1", 0))
-	ref.send(l, uneventful(20)...)
-	m.published(l)
-	if err := m.shared.Load().store.Sync(); err != nil {
-		t.Fatal(err)
+	for _, gone := range []bool{false, true} {
+		t.Run(fmt.Sprintf("gone=%v", gone), func(t *testing.T) {
+			t.Parallel()
+			l, ref := newLog(t), reference{}
+			fs := vfs.NewCrashableMem()
+			m := l.start(l.frequentCheckpoints(fs)).ready()
+			l.facts(opened("secret", "n1", 0))
+			ref.send(l, uneventful(20)...)
+			m.published(l)
+			if err := m.shared.Load().store.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			old := fs.CrashClone(vfs.CrashCloneCfg{})
+			l.facts(forgotten("secret", 1000, 1000))
+			ref.send(l, late(20)...)
+			for day := range int64(9) {
+				for i := range 20 {
+					ref.send(l, opened(fmt.Sprint("daily", i), "n1", (day+1)*dayMS))
+				}
+			}
+			m.checkpointed(l)
+			m.mustStop()
+			if gone {
+				l.forgetEvents()
+			}
+			l.compactTombstones()
+			m = l.start(l.config(old)).ready()
+			m.published(l)
+			if e := m.get("secret", nil); e.GetFound() {
+				t.Errorf("the client that was forgotten is back: %v", e)
+			}
+			ref.sameAs(m)
+		})
 	}
-	old := fs.CrashClone(vfs.CrashCloneCfg{})
-	l.facts(forgotten("secret", 1000, 1000))
-	ref.send(l, late(20)...)
-	m.checkpointed(l)
-	m.mustStop()
-	l.forgetEvents()
-	l.compactTombstones()
-	for _, r := range l.read(eventlog.TopicClientState) {
-		if strings.HasSuffix(string(r.Key), "/secret") {
-			t.Fatalf("client-state still has the tombstone %v", r)
-		}
-	}
-	m = l.start(l.config(old)).ready()
-	m.published(l)
-	if e := m.get("secret", nil); e.GetFound() {
-		t.Errorf("the client that was forgotten is back: %v", e)
-	}
-	ref.sameAs(m)
 }
 
 // compactTombstones makes client-state what Kafka's cleaner makes of it once tombstones have had their time.
@@ -268,9 +275,9 @@ func (l *log) compactTombstones() {
 	zero, never := "0", "-1"
 	if _, err := adm.AlterTopicConfigs(l.t.Context(), []kadm.AlterConfig{
 		{Op: kadm.SetConfig, Name: "delete.retention.ms", Value: &zero},
-		// The fake deletes by time from compacted topics too.
+		// The fake deletes by time, too, and from compacted topics.
 		{Op: kadm.SetConfig, Name: "retention.ms", Value: &never},
-	}, eventlog.TopicClientState); err != nil {
+	}, eventlog.TopicClientState, eventlog.TopicClientEvents); err != nil {
 		l.t.Fatal(err)
 	}
 	servicetest.Eventually(l.t, patience, func() error {
