@@ -12,6 +12,7 @@ SECONDS ?= 60
 SEED ?=
 LOAD_CLIENTS ?= 10000
 BENCH_ARGS ?=
+BENCH_PAGE ?= docs/benchmarks/$(shell date -u +%F).md
 VERSION ?= local
 
 # synctests makes franz-go's mutexes count as durably blocked in a testing/synctest bubble.
@@ -84,11 +85,16 @@ soak: ## Check the laws of the fold on new simulated histories for SECONDS (defa
 mutants: ## Break the fold on purpose, one way at a time, and see the tests catch each.
 	@cd libs && go run ./simulator/cmd/mutants $(ARGS)
 
-.PHONY: bench
-bench: ## Run the Go benchmarks, the load tool against an embedded Presence, and the comparisons of the goals (BENCH_ARGS="--parts list").
-	go test -tags $(TEST_TAGS) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) work
+# The page is for a run with nothing else on the machine: BENCH_PAGE= writes none, BENCH_ARGS="--parts peers" measures a part only.
+.PHONY: bench bench-go bench-peers
+bench: bench-go ## Run the Go benchmarks, the load tool, and the comparisons of the goals over a real Kafka, written to BENCH_PAGE (needs a JDK, Maven, Mosquitto).
 	go run ./e2e/load --clients $(LOAD_CLIENTS)
-	go run ./e2e/bench $(BENCH_ARGS)
+	go run ./e2e/bench $(if $(BENCH_PAGE),--page $(BENCH_PAGE)) $(BENCH_ARGS)
+bench-go: ## Run the Go benchmarks of all modules, with allocation counts.
+	go test -tags $(TEST_TAGS) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) work
+# The baselines are a module of their own, so that no other module depends on what they need.
+bench-peers: ## Check the Goka baseline, which the workspace does not hold.
+	cd e2e/peers && GOWORK=off go vet ./...
 
 .PHONY: e2e
 e2e: ## Run the scenarios over real Kafka, a real broker and our images, and in Chromium (needs Docker).
