@@ -219,6 +219,37 @@ func TestAnswerBetweenACommitAndItsOffset(t *testing.T) {
 	}
 }
 
+// A row that was restored from client-state is ahead of the offset to go on from: what is said of its client is the fold up to the row's version.
+func TestAnswerOfARestoredRow(t *testing.T) {
+	const clients, facts, back = 4, 20, 5
+	w := newExactWorld(t, clients, facts, 1)
+	m, p := w.materializer(), w.p
+	if err := p.foldBatch(t.Context(), w.records); err != nil {
+		t.Fatal(err)
+	}
+	p.meta.Next = back
+	b := p.indexes.NewBatch()
+	b.PutMeta(&p.meta)
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	p.progress.mu.Lock()
+	p.progress.next = back
+	p.progress.mu.Unlock()
+	for _, asked := range []string{"one", "view"} {
+		for _, id := range w.ids {
+			answer, err := m.GetStates(t.Context(), &presencev1.GetStatesRequest{Cluster: "default", Keys: []*presencev1.StateKey{{ClientId: id}}})
+			if err == nil {
+				err = w.check(id, answer.GetEntries()[0], answer.GetPartitions()[0])
+			}
+			if err != nil {
+				t.Errorf("%s: %v", asked, err)
+			}
+		}
+		p.progress.committing() // as long as a batch is committed, answers are from a view
+	}
+}
+
 // A partition that was given up while a client of it was read is not answered for: somebody else may have written its rows.
 func TestNoAnswerForAPartitionGivenUp(t *testing.T) {
 	w := newExactWorld(t, 1, 2, 1)

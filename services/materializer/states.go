@@ -213,10 +213,6 @@ func (r *reader) readOne(k *presencev1.StateKey, resp *presencev1.GetStatesRespo
 		r.table = nil
 		return false, nil
 	}
-	if ahead := r.row.Latest.Event + 1; ahead > fresh.next {
-		// The row was restored from client-state, and the facts behind it are still to be passed over: it has all of the client's up to its version.
-		fresh.next, fresh.end = ahead, max(fresh.end, ahead)
-	}
 	resp.Entries, r.seen = append(resp.Entries, entry), append(r.seen, partitionFreshness{id, fresh})
 	return true, nil
 }
@@ -296,6 +292,11 @@ func (r *reader) entry(from source, p *partition, fresh *freshness) (*presencev1
 	state, found, err := r.load(from, p)
 	if err != nil {
 		return nil, err
+	}
+	if ahead := r.row.Latest.Event + 1; found && ahead > fresh.next && len(r.ids) == 1 {
+		// The row was restored from client-state, and the facts behind it are still to be passed over. It has all of this client's up to its
+		// version; of others that are asked for with it nothing can be said.
+		fresh.next, fresh.end = ahead, max(fresh.end, ahead)
 	}
 	if r.table == nil {
 		// After the row, which may show transitions of the nodes: a table of before would not know of them.
