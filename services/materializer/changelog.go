@@ -35,7 +35,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 		return err
 	}
 	before := p.meta.Next
-	m := &merge{p: p, found: found, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
+	m := &merge{p: p, was: p.meta, found: found, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
 	if next < end && start < end {
 		if err := m.loadUnpublished(); err != nil {
 			return err
@@ -44,7 +44,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 			return err
 		}
 	}
-	if found && m.outdated(before, first) {
+	if m.outdated(first) {
 		if err := p.startAnew(); err != nil {
 			return err
 		}
@@ -121,9 +121,10 @@ const sealPoll = 10 * time.Millisecond
 // merge is one reading of the changelog.
 type merge struct {
 	p          *partition
-	found      bool  // there are rows that were folded here
-	checkpoint int64 // largest checkpoint seen
-	clockMS    int64 // the partition's clock at it
+	was        store.Meta // before the reading
+	found      bool       // there are rows that were folded here
+	checkpoint int64      // largest checkpoint seen
+	clockMS    int64      // the partition's clock at it
 	replaced   int
 	outbox     []store.Chunk
 	dropped    []map[int]bool // of each chunk of the outbox, by index of the record

@@ -8,17 +8,17 @@ import (
 // keeps every record, and half as long as it keeps the tombstones of clients that were forgotten or have expired.
 const outdatedMS = 7 * dayMS
 
-// outdated reports whether rows that were folded up to an offset cannot be brought up to date: facts between them and what client-events still has
-// are lost, or tombstones may be. Who was forgotten meanwhile would come back. It is no use to know that if client-state does not go further.
-func (m *merge) outdated(next, first int64) bool {
-	if m.checkpoint < max(next, first) {
+// outdated reports whether rows cannot be brought up to date from what they were: facts between them and what client-events still has are lost, or
+// tombstones may be. Who was forgotten meanwhile would come back. It is no use to know that if client-state does not go further.
+func (m *merge) outdated(first int64) bool {
+	if !m.found || m.checkpoint < max(m.was.Next, first) {
 		return false
 	}
-	own := m.p.meta.ClockMS
+	own := m.was.ClockMS
 	if own == 0 { // The clock stands still on the first day.
-		own = m.p.meta.AppliedMS
+		own = m.was.AppliedMS
 	}
-	return next < first || m.clockMS-own > outdatedMS
+	return m.was.Next < first || m.clockMS-own > outdatedMS
 }
 
 // startAnew drops everything that the store has of the partition, which is then filled as if it had never had anything.
