@@ -241,6 +241,14 @@ func (r *Router) Ready(context.Context) error {
 		r.current.unowned(), r.current.partitions, r.cfg.Replicas)
 }
 
+// soon has Kafka asked without delay.
+func (r *Router) soon() {
+	select {
+	case r.trigger <- struct{}{}:
+	default:
+	}
+}
+
 // routing returns the current routing, nil if there is none, and a channel that the next refresh closes.
 func (r *Router) routing() (*routing, <-chan struct{}) {
 	r.mu.Lock()

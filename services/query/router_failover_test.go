@@ -175,6 +175,28 @@ func TestRouterPrefersTheFresherReplica(t *testing.T) {
 	preferred(t, r, a, b, ids)
 }
 
+// A replica that restores some partitions while it catches up with others is passed over for all of them.
+func TestRouterPassesAReplicaThatRestores(t *testing.T) {
+	r, a, _, ids := twoReplicas(t)
+	a.CatchUp(true)
+	a.Own(0, 2)
+	for range 3 {
+		answer, err := r.GetStates(t.Context(), keys(ids...))
+		if err != nil || len(answer.GetEntries()) != len(ids) {
+			t.Fatalf("%v, %v", answer, err)
+		}
+		counts, err := r.GetCounts(t.Context(), &presencev1.GetCountsRequest{Cluster: "default"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range append(answer.GetPartitions(), counts.GetPartitions()...) {
+			if !p.GetReady() {
+				t.Errorf("partition %d is of the replica that catches up", p.GetPartition())
+			}
+		}
+	}
+}
+
 // Where both are behind, one of them answers, and nobody is asked twice for each request.
 func TestRouterOfReplicasThatAreAllBehind(t *testing.T) {
 	r, a, b, ids := twoReplicas(t)

@@ -67,10 +67,7 @@ func askOwners[A any](ctx context.Context, r *Router, q question[A]) ([]A, error
 			}
 			pending, lastErr = out.left, out.err
 		}
-		select {
-		case r.trigger <- struct{}{}:
-		default:
-		}
+		r.soon()
 		select {
 		case <-refreshed:
 		case <-ctx.Done():
@@ -199,16 +196,21 @@ func (w *asking[A]) settle(ctx context.Context, table *routing, c *ownerCall, fa
 	if len(notOwned) == 0 {
 		return w.fresher(ctx, table, c, answer, failed)
 	}
-	var out outcome[A]
-	if len(notOwned) < len(c.items) {
-		out.answers = []A{answer}
-	}
 	items, partitions := make([]int, len(notOwned)), make([]int32, len(notOwned))
 	for i, at := range notOwned {
 		items[i] = c.items[at]
 		partitions[i] = w.partition(table, items[i])
 	}
-	out.add(w.askAll(ctx, table, items, failed.with(c.addr, partitions...)))
+	failed = failed.with(c.addr, partitions...)
+	if w.fresh != nil && len(table.replicas) > 1 && w.router.standings.note(c.addr, w.fresh(answer), w.router.clock()) > 0 {
+		// It restores some partitions and catches up with others: those, too, may be better asked for elsewhere.
+		return w.askAll(ctx, table, c.items, failed)
+	}
+	var out outcome[A]
+	if len(notOwned) < len(c.items) {
+		out.answers = []A{answer}
+	}
+	out.add(w.askAll(ctx, table, items, failed))
 	return out
 }
 
@@ -257,8 +259,11 @@ func (w *asking[A]) race(ctx context.Context, table *routing, c *ownerCall, fail
 
 // elsewhere has the items of a call answered by others, as soon as there are any for all of them. It waits for that until the owner has failed too.
 func (w *asking[A]) elsewhere(ctx context.Context, failedToo <-chan struct{}, table *routing, c *ownerCall, failed failures) outcome[A] {
-	for {
-		if _, left := w.plan(table, c.items, failed); len(left) == 0 {
+	for first := true; ; first = false {
+		if _, left := w.plan(table, c.items, failed); len(left) > 0 && first {
+			// The routing may be older than the owner's trouble.
+			w.router.soon()
+		} else if len(left) == 0 {
 			if out := w.askAll(ctx, table, c.items, failed); out.complete() {
 				return out
 			}
