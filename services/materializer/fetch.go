@@ -121,27 +121,34 @@ func (f *fetcher) resume(partition int32) {
 // run polls until ctx ends.
 func (f *fetcher) run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		pollCtx, cancel := f.runPending(ctx)
-		fetches := f.client.PollFetches(pollCtx)
-		cancel()
-		if err := fetchError(ctx, fetches); err != nil {
+		if err := f.poll(ctx); err != nil {
 			return err
 		}
-		now := time.Now().UnixMilli()
-		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-			if p.Topic != eventlog.TopicClientEvents || p.Err != nil {
-				return // an interrupted poll
-			}
-			if q := f.queues[p.Partition]; q != nil {
-				// The end is that of when Kafka answered. It was asked when what came before had been polled, and this process may have been
-				// stopped since then: what it finds when it wakes up is old.
-				q.progress.sawEnd(p.HighWatermark, f.polled[p.Partition])
-				f.polled[p.Partition] = now
-				q.push(p.Records)
-			}
-		})
 		f.makeRoom(ctx)
 	}
+	return nil
+}
+
+func (f *fetcher) poll(ctx context.Context) error {
+	pollCtx, cancel := f.runPending(ctx)
+	fetches := f.client.PollFetches(pollCtx)
+	cancel()
+	if err := fetchError(ctx, fetches); err != nil {
+		return err
+	}
+	now := time.Now().UnixMilli()
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if p.Topic != eventlog.TopicClientEvents || p.Err != nil {
+			return // an interrupted poll
+		}
+		if q := f.queues[p.Partition]; q != nil {
+			// The end is that of when Kafka answered. It was asked when what came before had been polled, and this process may have been
+			// stopped since then: what it finds when it wakes up is old.
+			q.progress.sawEnd(p.HighWatermark, f.polled[p.Partition])
+			f.polled[p.Partition] = now
+			q.push(p.Records)
+		}
+	})
 	return nil
 }
 
