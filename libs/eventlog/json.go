@@ -28,7 +28,7 @@ func (w *objectWriter) name(name string) {
 		w.b = append(w.b, ',')
 	}
 	w.some = true
-	w.b = append(append(append(w.b, '"'), name...), '"', ':')
+	w.b = append(append(append(w.b, '"'), name...), `":`...)
 }
 
 func (w *objectWriter) str(name, v string) {
@@ -90,14 +90,34 @@ func (w *objectWriter) base64(name string, v []byte) {
 	}
 }
 
+// unescaped says of a byte that it stands for itself in a JSON string: ASCII that needs no escape.
+var unescaped = func() (t [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
+// unescapedLen is the length of the beginning of a string that needs no escape.
+func unescapedLen[T string | []byte](s T) int {
+	i := 0
+	for i < len(s) && unescaped[s[i]] {
+		i++
+	}
+	return i
+}
+
 const hexDigits = "0123456789abcdef"
 
 // appendJSONString appends a JSON string (RFC 8259, section 7). Only what must be escaped is; bytes that are not UTF-8, which no record
 // should hold, become U+FFFD.
 func appendJSONString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
-	start := 0
-	for i := 0; i < len(s); {
+	start, i := 0, unescapedLen(s)
+	if i == len(s) {
+		return append(append(dst, s...), '"')
+	}
+	for i < len(s) {
 		c := s[i]
 		if c >= utf8.RuneSelf {
 			r, n := utf8.DecodeRuneInString(s[i:])
@@ -133,11 +153,12 @@ func appendJSONString(dst []byte, s string) []byte {
 
 // objectReader reads a JSON object whose interesting fields are scalars.
 type objectReader struct {
-	b   []byte
-	i   int
-	err error
-	key []byte // name of the field being read; may point into b
-	buf []byte // of unescaped names
+	b    []byte
+	i    int
+	err  error
+	key  []byte // name of the field being read; may point into b
+	buf  []byte // of unescaped names
+	text []byte // of unescaped values
 }
 
 var errSyntax = errors.New("not valid JSON")
@@ -160,6 +181,14 @@ func (r *objectReader) space() {
 }
 
 func (r *objectReader) peek() byte {
+	if r.i < len(r.b) && r.b[r.i] > ' ' {
+		return r.b[r.i]
+	}
+	return r.peekSpace()
+}
+
+// peekSpace is peek where space may come first.
+func (r *objectReader) peekSpace() byte {
 	r.space()
 	if r.i < len(r.b) {
 		return r.b[r.i]
@@ -224,6 +253,7 @@ func (r *objectReader) rawString(buf *[]byte) []byte {
 	}
 	r.i++
 	start, ascii := r.i, true
+	r.i += unescapedLen(r.b[r.i:])
 	for ; r.i < len(r.b); r.i++ {
 		switch c := r.b[r.i]; {
 		case c == '"':
@@ -348,8 +378,27 @@ func (r *objectReader) str(v *string) {
 	if r.null() {
 		return
 	}
-	var buf []byte
-	*v = string(r.rawString(&buf))
+	*v = string(r.rawString(&r.text))
+}
+
+// same is str, but keeps a string that is the same.
+func (r *objectReader) same(v *string, before string) {
+	if r.null() {
+		return
+	}
+	if b := r.rawString(&r.text); string(b) == before {
+		*v = before
+	} else {
+		*v = string(b)
+	}
+}
+
+// raw reads a string that is only looked at, before the next value is read.
+func (r *objectReader) raw() []byte {
+	if r.null() {
+		return nil
+	}
+	return r.rawString(&r.text)
 }
 
 // bytes reads a base64 string.
@@ -376,14 +425,20 @@ func (r *objectReader) int(v *int64, lo, hi int64) {
 		r.i++
 	}
 	digits := r.i
+	var sum int64
 	for r.i < len(r.b) && r.b[r.i] >= '0' && r.b[r.i] <= '9' {
+		sum = sum*10 + int64(r.b[r.i]-'0')
 		r.i++
 	}
 	if r.i < len(r.b) && (r.b[r.i] == '.' || r.b[r.i] == 'e' || r.b[r.i] == 'E') || r.i-digits > 1 && r.b[digits] == '0' {
 		r.fail(errors.New("not a whole number"))
 		return
 	}
-	n, err := strconv.ParseInt(string(r.b[start:r.i]), 10, 64)
+	n, err := sum, error(nil)
+	if start != digits || r.i == digits || r.i-digits > 18 {
+		// A sign, or more than what sum holds for sure.
+		n, err = strconv.ParseInt(string(r.b[start:r.i]), 10, 64)
+	}
 	switch {
 	case err != nil && r.i > digits:
 		r.fail(errors.New("number out of range"))

@@ -89,7 +89,8 @@ func FactRecord(f *presence.Fact, format Format) *kgo.Record {
 	return &kgo.Record{Topic: TopicClientEvents, Key: ClientKey(f.Cluster, f.ClientID), Value: value, Headers: format.headers(), Timestamp: time.UnixMilli(f.ReceivedMS)}
 }
 
-// DecodeFact reads the record of a client fact. The error wraps ErrBadRecord and names the field.
+// DecodeFact reads the record of a client fact. Of what f holds before, it keeps the memory of cluster, node and username if they are the
+// same: pass the fact before. The error wraps ErrBadRecord and names the field.
 func DecodeFact(r *kgo.Record, f *presence.Fact) error {
 	format, err := formatOf(r)
 	if err != nil {
@@ -171,8 +172,10 @@ func AppendFactJSON(dst []byte, f *presence.Fact) []byte {
 	return w.close()
 }
 
-// DecodeFactJSON reads the JSON form of a client fact; fields that it does not know are passed over. The error wraps ErrBadRecord.
+// DecodeFactJSON reads the JSON form of a client fact; fields that it does not know are passed over. Memory of f is kept as DecodeFact does.
+// The error wraps ErrBadRecord.
 func DecodeFactJSON(b []byte, f *presence.Fact) error {
+	cluster, node, username := f.Cluster, f.Node, f.Username
 	*f = presence.Fact{}
 	r := objectReader{b: b}
 	err := r.object(func(name []byte) {
@@ -180,13 +183,13 @@ func DecodeFactJSON(b []byte, f *presence.Fact) error {
 		case "id":
 			r.str(&f.ID)
 		case "type":
-			f.Kind = presence.ParseKind(r.word())
+			f.Kind = presence.ParseKind(string(r.raw()))
 		case "cluster":
-			r.str(&f.Cluster)
+			r.same(&f.Cluster, cluster)
 		case "client_id":
 			r.str(&f.ClientID)
 		case "node":
-			r.str(&f.Node)
+			r.same(&f.Node, node)
 		case "connection":
 			r.str(&f.Connection)
 		case "time_ms":
@@ -200,7 +203,7 @@ func DecodeFactJSON(b []byte, f *presence.Fact) error {
 		case "disconnected_at_ms":
 			r.ms(&f.DisconnectedAtMS)
 		case "username":
-			r.str(&f.Username)
+			r.same(&f.Username, username)
 		case "peer":
 			r.str(&f.Peer)
 		case "transport":
@@ -214,7 +217,7 @@ func DecodeFactJSON(b []byte, f *presence.Fact) error {
 		case "session_expiry_s":
 			r.optInt(&f.SessionExpiryS)
 		case "reason":
-			f.Reason = presence.ParseReason(r.word())
+			f.Reason = presence.ParseReason(string(r.raw()))
 		case "raw_reason":
 			r.str(&f.RawReason)
 		case "dialect":
@@ -239,20 +242,9 @@ func DecodeFactJSON(b []byte, f *presence.Fact) error {
 	return nil
 }
 
-// word reads a short string that is only compared.
-func (r *objectReader) word() string {
-	var s string
-	r.str(&s)
-	return s
-}
-
 // dialect reads a dialect's name, without an allocation for those that are built in.
 func (r *objectReader) dialect() string {
-	if r.null() {
-		return ""
-	}
-	var buf []byte
-	b := r.rawString(&buf)
+	b := r.raw()
 	switch string(b) {
 	case presence.DialectEMQX:
 		return presence.DialectEMQX
@@ -373,7 +365,7 @@ func decodeNodeFactJSON(b []byte, f *presence.NodeFact) error {
 		case "id":
 			r.str(&f.ID)
 		case "type":
-			f.Kind = presence.ParseNodeKind(r.word())
+			f.Kind = presence.ParseNodeKind(string(r.raw()))
 		case "cluster":
 			r.str(&f.Cluster)
 		case "node":

@@ -146,13 +146,13 @@ func decodeClientStateJSON(b []byte, s *ClientState) error {
 		case "client_id":
 			r.str(&s.ClientID)
 		case "status":
-			s.Status = presence.ParsePresence(r.word())
+			s.Status = presence.ParsePresence(string(r.raw()))
 		case "previous_status":
-			s.PreviousStatus = presence.ParsePresence(r.word())
+			s.PreviousStatus = presence.ParsePresence(string(r.raw()))
 		case "status_reason":
-			s.StatusReason = presence.ParseStatusReason(r.word())
+			s.StatusReason = presence.ParseStatusReason(string(r.raw()))
 		case "belief":
-			s.Belief = presence.ParsePresence(r.word())
+			s.Belief = presence.ParsePresence(string(r.raw()))
 		case "since_ms":
 			r.ms(&s.SinceMS)
 		case "node":
@@ -166,7 +166,7 @@ func decodeClientStateJSON(b []byte, s *ClientState) error {
 		case "peer":
 			r.str(&s.Peer)
 		case "reason":
-			s.Reason = presence.ParseReason(r.word())
+			s.Reason = presence.ParseReason(string(r.raw()))
 		case "raw_reason":
 			r.str(&s.RawReason)
 		case "time_ms":

@@ -124,6 +124,11 @@ func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
 		next = r.Offset + 1
 		f.facts = append(f.facts, pendingFact{Evidence: store.Evidence{Offset: r.Offset}})
 		pf := &f.facts[len(f.facts)-1]
+		if n := len(f.facts); n > 1 {
+			// Much is the same in the next fact; it need not be in memory twice.
+			before := &f.facts[n-2].Fact
+			pf.Fact.Cluster, pf.Fact.Node, pf.Fact.Username = before.Cluster, before.Node, before.Username
+		}
 		if d := p.check(r, &pf.Fact); d != nil {
 			f.poison = append(f.poison, d)
 			f.facts = f.facts[:len(f.facts)-1]
