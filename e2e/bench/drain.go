@@ -119,6 +119,9 @@ func (b *bridgeRuns) compare(ctx context.Context) error {
 	b.report.cost("plain paho subscriber, count only", subscriber, 0)
 	b.report.cost("bridge, MQTT to Kafka", bridge, 0)
 	b.report.line("  of the plain subscriber", fmt.Sprintf("%.1f %%", 100*bridge.rate()/subscriber.rate()), "", "")
+	b.report.input(inBridge, microseconds(bridge.perEvent()))
+	b.report.input(inBridgeKafka, microseconds(bridge.kafka/time.Duration(bridge.events)))
+	b.report.input(inBridgeRate, bridge.rate())
 	return nil
 }
 

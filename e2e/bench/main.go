@@ -59,6 +59,7 @@ type config struct {
 	Messages   int           `conf:"messages" usage:"events that the bridge and the plain subscriber read"`
 	Profile    time.Duration `conf:"profile" usage:"how long a run of the materializer is profiled, from its start"`
 	Page       string        `conf:"page" usage:"file of the document that is written, such as docs/benchmarks/2026-11-23.md; the chart goes beside it; empty: none"`
+	Sizing     string        `conf:"sizing" usage:"file of the sizing page, docs/sizing.md, of which the measured part is written anew; it needs --page and the parts peers, scale and bridge; empty: none"`
 
 	Dir     string        `conf:"dir" usage:"folder for the data, kept afterwards; empty: one that is removed"`
 	Timeout time.Duration `conf:"timeout" usage:"time after which the run fails"`
@@ -98,6 +99,9 @@ func (c *config) Validate() error {
 	if c.Profile <= 0 {
 		errs = append(errs, fmt.Errorf("profile: %v is not positive", c.Profile))
 	}
+	if c.Sizing != "" && c.Page == "" {
+		errs = append(errs, errors.New("sizing: needs page, which it points to"))
+	}
 	_, err := c.sizes()
 	errs = append(errs, err)
 	_, err = numbers("write-rates", c.WriteRates)
@@ -133,7 +137,14 @@ func command(ctx context.Context, args []string) error {
 	if cfg.Page == "" || err != nil {
 		return err
 	}
-	return p.write(cfg.Page, t)
+	if err := p.write(cfg.Page, t); err != nil || cfg.Sizing == "" {
+		return err
+	}
+	text, err := sizingText(t.inputs, filepath.Base(cfg.Page))
+	if err != nil {
+		return err
+	}
+	return writeSizing(cfg.Sizing, text)
 }
 
 // part is one comparison. It has either a stack in this process, or programs to start and a folder.
@@ -176,6 +187,12 @@ func run(ctx context.Context, cfg config, t *table) error {
 		}
 		t.took = append(t.took, row{part: p.name, measured: time.Since(began).Round(time.Second).String()})
 		t.progress("took %v", time.Since(began).Round(time.Second))
+	}
+	for _, i := range t.inputs {
+		if cfg.Page == "" {
+			break
+		}
+		t.print("sizing: "+i.part, fmt.Sprintf("%s: %s", i.name, short(i.value)), "", "")
 	}
 	return t.err
 }

@@ -100,6 +100,12 @@ func (p page) markdown(t *table, chart string) string {
 			fmt.Fprintf(&b, "\n![Cost by number of clients](%s)\n", chart)
 		}
 	}
+	if len(t.inputs) > 0 {
+		b.WriteString("\n## Inputs of the sizing page\n\n| what | value | part |\n|---|---|---|\n")
+		for _, i := range t.inputs {
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", i.name, short(i.value), i.part)
+		}
+	}
 	p.missed(&b, t)
 	if len(t.profiles) > 0 {
 		b.WriteString("\n## Where the time goes\n\nCPU profiles of our process, of the last run of each kind, through its admin port.\n")

@@ -36,13 +36,15 @@ func (c cost) rate() float64 { return float64(c.events) / c.seconds }
 // perEvent is the CPU time of the process for each event.
 func (c cost) perEvent() time.Duration { return c.cpu / time.Duration(max(c.events, 1)) }
 
+func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
 func (c cost) measured() string {
 	return fmt.Sprintf("%.0f events/s, %d in %.2f s", c.rate(), c.events, c.seconds)
 }
 
 // spent tells what it used; clients is for the bytes on disk of each.
 func (c cost) spent(clients int64) string {
-	text := fmt.Sprintf("CPU %.1f s (%.2f us/event), Kafka %.1f s; peak %d MiB", c.cpu.Seconds(), float64(c.perEvent().Nanoseconds())/1000, c.kafka.Seconds(), c.peak/mib)
+	text := fmt.Sprintf("CPU %.1f s (%.2f us/event), Kafka %.1f s; peak %d MiB", c.cpu.Seconds(), microseconds(c.perEvent()), c.kafka.Seconds(), c.peak/mib)
 	if c.disk > 0 {
 		text += fmt.Sprintf("; disk %d B/client", c.disk/max(clients, 1))
 	}
@@ -217,11 +219,12 @@ func peersOverJSON(ctx context.Context, cfg config, t *tools, dir string, past h
 		return streams, goka, err
 	}
 	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
-	size, err := sizeOf(filepath.Join(dir, "kafka", "log"))
+	size, err := a.logSize(eventlog.TopicClientEvents)
 	if err != nil {
 		return streams, goka, err
 	}
 	report.line("client events, JSON", fmt.Sprintf("%d of %d clients; %d B each in Kafka, lz4", a.past.records, a.past.total(), size/a.past.records), "", "")
+	report.input(inEventBytes, float64(size/a.past.records))
 	fetched, err := repeated(cfg.Repeat, func() (cost, error) { return a.fetch(ctx, false) })
 	if err != nil {
 		return streams, goka, err
@@ -286,6 +289,12 @@ func (a *arena) measureOurs(ctx context.Context, streams, goka cost) error {
 	a.report.cost("first pass, "+a.past.format.String(), passed, a.past.total())
 	a.report.times("Kafka Streams", passed, streams, goalFirstPassStreams)
 	a.report.times("Goka", passed, goka, goalFirstPassGoka)
+	if a.past.format == eventlog.JSON {
+		a.report.input(inFold, microseconds(passed.perEvent()))
+		a.report.input(inFoldKafka, microseconds(passed.kafka/time.Duration(passed.events)))
+		a.report.input(inFoldRate, passed.rate())
+		a.report.input(inRebuildRate, rebuilt.rate())
+	}
 	return nil
 }
 

@@ -30,7 +30,8 @@ type caller func() error
 // side is one of the two servers that are compared, with a caller for each goroutine.
 type side struct {
 	callers []caller
-	rates   []float64 // of each round, in calls per second
+	rates   []float64     // of each round, in calls per second
+	cpu     time.Duration // of this process, callers included
 	delays  delays
 }
 
@@ -39,6 +40,10 @@ func (s *side) turn(ctx context.Context, d time.Duration) error {
 	var wg sync.WaitGroup
 	took := make([]delays, len(s.callers))
 	errs := make([]error, len(s.callers))
+	before, err := usageOf("self")
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	for i, ask := range s.callers {
 		wg.Go(func() {
@@ -54,6 +59,11 @@ func (s *side) turn(ctx context.Context, d time.Duration) error {
 	}
 	wg.Wait()
 	elapsed, calls := time.Since(began), 0
+	after, err := usageOf("self")
+	if err != nil {
+		return err
+	}
+	s.cpu += after.cpu - before.cpu
 	for _, t := range took {
 		calls += len(t)
 		s.delays = append(s.delays, t...)
@@ -62,13 +72,16 @@ func (s *side) turn(ctx context.Context, d time.Duration) error {
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
+// perCall is the CPU time of a call, with its caller's share.
+func (s *side) perCall() time.Duration { return s.cpu / time.Duration(max(len(s.delays), 1)) }
+
 // compare lets both sides take turns, so that what else the machine does meets both, and returns the median of the rounds' ratios.
 func compare(ctx context.Context, cfg config, ours, bare *side) (float64, error) {
 	for _, s := range []*side{ours, bare} {
 		if err := s.turn(ctx, cfg.Round/10); err != nil { // to warm up
 			return 0, err
 		}
-		s.rates, s.delays = nil, nil
+		s.rates, s.delays, s.cpu = nil, nil, 0
 	}
 	ratios := make([]float64, cfg.Rounds)
 	for i := range ratios {
@@ -149,6 +162,7 @@ func measureSeed(ctx context.Context, cfg config, s *stack, t *table) (err error
 		return err
 	}
 	t.ratio("seed call", "bare net/http handler", ours, bare, ratio, goalSeed)
+	t.input(inREST, microseconds(ours.perCall()))
 	return nil
 }
 
@@ -248,6 +262,7 @@ func measureGRPC(ctx context.Context, cfg config, s *stack, t *table) (err error
 		return err
 	}
 	t.ratio("GetStatus", "bare gRPC server", ours, bare, ratio, goalGRPC)
+	t.input(inGRPC, microseconds(ours.perCall()))
 	return nil
 }
 

@@ -79,6 +79,11 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 		return g, err
 	}
 	report.cost("  first pass", g.passed, g.clients)
+	journal, err := a.logSize(eventlog.TopicClientState)
+	if err != nil {
+		return g, err
+	}
+	report.line("  client-state in Kafka", fmt.Sprintf("%d B for each transition", journal/a.past.records), "", "")
 	if g.restored, err = a.restore(ctx, fmt.Sprintf("restore-%d-clients", clients)); err != nil {
 		return g, err
 	}
@@ -96,7 +101,12 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 	}
 	report.result("  lookups in process", fmt.Sprintf("p50 %v, p99 %v, p99.9 %v; peak %d MiB", g.lookup50, g.lookup99, g.slower, g.serving.peak/mib),
 		fmt.Sprintf("p99 under %v", goalLookup), g.lookup99 < goalLookup)
+	report.input(inStateBytes, float64(journal/a.past.records))
+	report.input(inDisk, float64(g.passed.disk/g.clients))
+	report.input(inRestoreRate, g.restored.rate())
+	report.input(inLookup, microseconds(g.lookup99))
 	peak := max(g.rebuilt.peak, g.passed.peak, g.restored.peak, g.serving.peak)
+	report.input(inResident, float64(peak/mib))
 	report.result("  peak resident of all", fmt.Sprintf("%d MiB", peak/mib), fmt.Sprintf("under %d MiB", goalResident/mib), peak < goalResident)
 	return g, nil
 }
@@ -105,7 +115,28 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 func (t *table) grown(g *growth) {
 	u, n := g.compacted, uint64(max(g.clients, 1))
 	t.result("  rows on disk, compacted", fmt.Sprintf("%d B/client (in %.0f s)", u.Clients/n, g.compacting.Seconds()), fmt.Sprintf("under %d B/client", goalRowBytes), u.Clients/n < goalRowBytes)
+	t.input(inRow, float64(u.Clients/n))
+	t.input(inIndexes, float64(u.Indexes/n))
+	t.input(inEvidence, float64(u.Evidence/n))
+	t.input(inSessions, float64(u.Sessions/n))
 	t.line("  beside them", fmt.Sprintf("indexes %d, evidence %d, sessions %d B/client", u.Indexes/n, u.Evidence/n, u.Sessions/n), "", "")
+}
+
+// logSize is what Kafka has on disk of a topic.
+func (a *arena) logSize(topic string) (int64, error) {
+	folders, err := filepath.Glob(filepath.Join(a.dir, "kafka", "log", topic+"-*"))
+	if err != nil {
+		return 0, fmt.Errorf("find the log of %s: %w", topic, err)
+	}
+	var size int64
+	for _, folder := range folders {
+		n, err := sizeOf(folder)
+		if err != nil {
+			return 0, err
+		}
+		size += n
+	}
+	return size, nil
 }
 
 // restore fills an empty store from what a first pass has published, until it answers and its indexes are complete. Its rate is that of clients.

@@ -20,6 +20,7 @@ type table struct {
 	skipped  []string
 	took     []row // part and time
 	chart    *chart
+	inputs   []input
 }
 
 // row is one result.
