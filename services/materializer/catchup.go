@@ -16,6 +16,8 @@ const (
 	maxTurns = 4
 	// farBehind is from how many records on a partition needs a turn.
 	farBehind = 4 * catchUpBatch
+	// maxOpenOutbox is how many bytes of records a set may hold back from publication.
+	maxOpenOutbox = 4 * maxOutbox
 	// maxOpen is how long a set stays open: after a crash it is folded again. For one who waits for an offset it is minOpen.
 	maxOpen = 5 * time.Second
 	minOpen = 200 * time.Millisecond
@@ -43,7 +45,7 @@ func (p *partition) due() bool {
 	if f.empty() {
 		return false
 	}
-	if !p.turn || p.progress.reached(p.meta.Next) || f.memory() >= workingBytes/cap(p.parts.turns) || len(f.out) >= maxOutbox {
+	if !p.turn || p.progress.reached(p.meta.Next) || f.memory() >= workingBytes/cap(p.parts.turns) || f.outSize >= maxOpenOutbox {
 		return true
 	}
 	open := time.Since(f.began)

@@ -103,8 +103,11 @@ func dumpAll(t testing.TB, p *partition) string {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.parts.store.Outbox(0, func(e store.Entry) error {
-		_, err := fmt.Fprintf(out, "%d %s %s\n", e.Seq, e.Key, e.Value)
+	if err := p.parts.store.Outbox(0, func(c store.Chunk) error {
+		records, err := c.AppendRecords(nil)
+		for i := range records {
+			fmt.Fprintf(out, "%s %s\n", records[i].Key, records[i].Value)
+		}
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -200,7 +203,7 @@ func TestLoadIsABatch(t *testing.T) {
 		}
 		for batch := range slices.Chunk(records, 512) {
 			for _, x := range []*partition{want, p} {
-				x.outbox.remove(x.outbox.depth()) // what is published stays in the store, to be compared
+				x.outbox.remove(len(x.outbox.chunks)) // what is published stays in the store, to be compared
 			}
 			if err := want.foldBatch(context.Background(), batch); err != nil {
 				t.Fatal(err)
@@ -228,7 +231,7 @@ func TestLoadIsABatch(t *testing.T) {
 		}
 		more := randomRecords(random, 500, 2*loadRows)
 		for _, x := range []*partition{want, p} {
-			x.outbox.remove(x.outbox.depth())
+			x.outbox.remove(len(x.outbox.chunks))
 			for i, r := range more {
 				r.Offset = int64(len(records) + i)
 			}
