@@ -40,7 +40,10 @@
 //     of nodes yet, or indexes are being built, the rows themselves are looked through. Totals, counts and lists by since may be off
 //     meanwhile, and say so; a list by since is refused while the indexes are being built. A call looks at no more than maxLooked rows.
 //   - Indexes are built once a partition has caught up, and when CheckStore found that they are not what the rows say and was to repair them.
-//   - A read never reports a freshness that is newer than the rows it read.
+//   - An answer about a client is what the facts below the applied offset that it states make, and the node facts below its node-events offset, no
+//     more and no less. So is each entry of a batch or a list, for the offsets of its partition.
+//   - A member that restarts within its session of 10 s gets its partitions back without a rebalance. One that is stopped for good is waited for so
+//     long, unless it leaves the group (Config.LeaveOnStop).
 //
 // # Bounds
 //

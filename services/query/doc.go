@@ -15,6 +15,11 @@
 //   - Every /v1 answer, and GetStatus, says how fresh it is. What is not known counts as stale.
 //   - An answer that the facts do not decide is "unknown", with the best belief beside it; the short call answers the belief and
 //     says so in the header Presence-Status.
+//   - While one replica answers, no request fails for another's sake, and none waits long: an owner that takes longer than 150 ms for a client, or
+//     400 ms for a list or counts, is raced by the other replica's. One that lost, or cannot be reached, is passed over until it answers a probe.
+//   - The replica named first is asked, unless another's rows of the partition are fresh and its own are not. Where none are, what answers says so.
+//   - Without a replica a request waits for the next owner as long as request-timeout, asks again whenever the routing changes, and then says
+//     which partition has none.
 //   - An error says what is wrong and what to do, names the field, and never shows what is inside the service.
 //   - The web page at / holds no data and needs no account: it asks the calls of the contract with the credentials that its user gives it,
 //     loads nothing from elsewhere, and shows whatever a client calls itself as text.

@@ -3113,7 +3113,7 @@ type Freshness struct {
 	// ok, silent, gone or unheard, if it sent no heartbeat: the node of the client's connection.
 	Node string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
 	// The next node-events offset to be applied. For one client, the answer is what the facts below applied_offset and the node facts below this
-	// offset make, no more and no less.
+	// offset make, no more and no less. For several, that is so of the clients of the partition; those of others may stand at other offsets.
 	NodeAppliedOffset int64 `protobuf:"varint,10,opt,name=node_applied_offset,json=nodeAppliedOffset,proto3" json:"node_applied_offset,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache

@@ -2501,6 +2501,8 @@ func (x *Connection) GetSessionExpiryS() uint32 {
 	return 0
 }
 
+// PartitionFreshness goes with entries: those of the partition are what the facts below applied_offset, and the node facts below
+// node_applied_offset, make, no more and no less.
 type PartitionFreshness struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Partition int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
