@@ -353,6 +353,9 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	d := &delivery{cluster: c.name, receivedMS: m.receivedMS, settle: done}
 	for i := range result.facts {
 		f := &result.facts[i]
+		if f.Kind == presence.Closed && f.Reason.Takeover() && f.ClientID == c.session.clientID {
+			c.session.toldTakeover(time.Now())
+		}
 		c.metrics.facts.WithLabelValues(f.Dialect, f.Kind.String()).Inc()
 		d.records = append(d.records, eventlog.FactRecord(f, c.format))
 	}

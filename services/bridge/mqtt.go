@@ -33,6 +33,7 @@ const (
 	subscribeRetries = 7                     // after which it stays as it is
 	maxBackoff       = 5 * time.Second
 	shortConnection  = 5 * time.Second
+	toldTakeovers    = 3   // within rivalMemory
 	takeoverPause    = 100 // in place of the number of short connections, after a takeover
 	poisonedAfter    = 5   // short connections of a resumed session, one after the other
 	reasonTakenOver  = 0x8E
@@ -79,6 +80,7 @@ type mqttSession struct {
 	cancel    context.CancelFunc
 	taken     time.Time // when another client with the ID took the session over last; zero: none has
 	takeovers int
+	told      []time.Time // when the broker told of such a takeover, the latest
 }
 
 func newMQTTSession(c *ClusterConfig, password service.Secret, dial func(context.Context) (net.Conn, error), filters []filter, to receiver, log *slog.Logger) (*mqttSession, error) {
@@ -176,6 +178,29 @@ func (s *mqttSession) poisoned() bool {
 	}
 	s.log.Error("resuming the mqtt session fails again and again; beginning a new one", service.KeyCount, s.short)
 	return true
+}
+
+// takeover notes that another client took the session over.
+func (s *mqttSession) takeover(now time.Time) {
+	s.mu.Lock()
+	s.taken, s.short = now, takeoverPause
+	s.takeovers++
+	n := s.takeovers
+	s.mu.Unlock()
+	s.log.Error("another client took over the session; give every bridge its own bridge-name or mqtt-client-id", "mqtt_client_id", s.clientID, service.KeyCount, n)
+}
+
+// toldTakeover notes that the broker tells of a connection with this session's client ID that was taken over: not every broker tells its client. Now
+// and then it is the bridge's own, which it lost; again and again it is not.
+func (s *mqttSession) toldTakeover(now time.Time) {
+	s.mu.Lock()
+	s.told = append(s.told, now)
+	s.told = s.told[max(0, len(s.told)-toldTakeovers):]
+	again := len(s.told) == toldTakeovers && now.Sub(s.told[0]) < rivalMemory && now.Sub(s.taken) > shortConnection/5
+	s.mu.Unlock()
+	if again {
+		s.takeover(now)
+	}
 }
 
 // takenOver returns when another client took the session over last; zero if none has.
@@ -307,12 +332,7 @@ func (s *mqttSession) onDown() {
 
 func (s *mqttSession) onServerDisconnect(d *paho.Disconnect) {
 	if d.ReasonCode == reasonTakenOver {
-		s.mu.Lock()
-		s.taken, s.short = time.Now(), takeoverPause
-		s.takeovers++
-		n := s.takeovers
-		s.mu.Unlock()
-		s.log.Error("another client took over the session; give every bridge its own bridge-name or mqtt-client-id", "mqtt_client_id", s.clientID, service.KeyCount, n)
+		s.takeover(time.Now())
 		return
 	}
 	reason := ""
