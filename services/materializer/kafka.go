@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/services/materializer/store"
@@ -30,6 +32,32 @@ func committedBounds(ctx context.Context, adm *kadm.Client, topic string, partit
 }
 
 func offsetOf(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partition int32) (int64, error) {
+	deadline := time.NewTimer(offsetsWithin)
+	defer deadline.Stop()
+	tick := time.NewTicker(offsetsInterval)
+	defer tick.Stop()
+	for {
+		offset, err := offsetNow(ctx, list, topic, partition)
+		if err == nil || !kerr.IsRetriable(err) {
+			return offset, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, err
+		case <-deadline.C:
+			return 0, err
+		case <-tick.C:
+		}
+	}
+}
+
+// A partition whose leader has just changed knows its end a little later: its replicas have to report first, also after all of Kafka was away.
+const (
+	offsetsWithin   = time.Minute
+	offsetsInterval = 250 * time.Millisecond
+)
+
+func offsetNow(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partition int32) (int64, error) {
 	listed, err := list(ctx, topic)
 	if err != nil {
 		return 0, fmt.Errorf("list the offsets of %s: %w", topic, err)
