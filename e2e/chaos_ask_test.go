@@ -113,7 +113,9 @@ func (q *inquiry) keep(name, by string, sent time.Time, answers []*presencev1.Cl
 		q.slowest, q.slow = took, fmt.Sprintf("%s by %s at %s", name, by, sent.UTC().Format(time.TimeOnly))
 	}
 	for _, c := range answers {
-		q.answers = append(q.answers, answerOf(c, name+" by "+by, sent))
+		a := answerOf(c, name+" by "+by, sent)
+		a.Batch = len(answers) > 1
+		q.answers = append(q.answers, a)
 	}
 }
 
@@ -239,4 +241,13 @@ func byPartition(ids []string) [][]string {
 		parts[p] = append(parts[p], id)
 	}
 	return parts
+}
+
+// sameReplicas wants equal states in all replicas, partition by partition.
+func (a *asker) sameReplicas(ctx context.Context) error {
+	r, err := a.rpc.CompareReplicas(a.authorized(ctx), &presencev1.CompareReplicasRequest{})
+	if err == nil && (!r.GetOk() || len(r.GetComparisons()) != chaosPartitions) {
+		err = fmt.Errorf("the replicas differ: %v", r)
+	}
+	return err
 }

@@ -83,6 +83,9 @@ func startChaosStack(t *testing.T) *chaosStack {
 			}))
 		}
 	}
+	accounts, err := os.ReadFile("images/compose/accounts")
+	must(t, err)
+	admins := strings.Replace(string(accounts), ":connect,read\n", ":connect,read,admin\n", 1)
 	// Each prefers another replica, so that both are asked all the time.
 	for i, name := range all[chaos.Query] {
 		query := s.service(name, "query", map[string]string{
@@ -92,7 +95,7 @@ func startChaosStack(t *testing.T) *chaosStack {
 			"PRESENCE_ACCOUNTS_FILE":  "/etc/presence/accounts",
 			"PRESENCE_REPLICAS":       []string{"a,b", "b,a"}[i],
 		})
-		query.files = []testcontainers.ContainerFile{{HostFilePath: "images/compose/accounts", ContainerFilePath: "/etc/presence/accounts", FileMode: 0o644}}
+		query.files = []testcontainers.ContainerFile{{Reader: strings.NewReader(admins), ContainerFilePath: "/etc/presence/accounts", FileMode: 0o644}}
 		s.start(query)
 	}
 	return s
@@ -186,6 +189,16 @@ func (s *chaosStack) startKafka(t *testing.T, names []string) {
 		}
 		return err
 	})
+}
+
+// ended returns how a process has ended that nobody has killed, and starts it again; empty if it runs.
+func (s *chaosStack) ended(ctx context.Context, name string) (string, error) {
+	inspected, err := s.d.api.ContainerInspect(ctx, s.containers[name].ID, client.ContainerInspectOptions{})
+	if err != nil || inspected.Container.State.Running {
+		return "", err
+	}
+	_, err = s.d.api.ContainerStart(ctx, s.containers[name].ID, client.ContainerStartOptions{})
+	return fmt.Sprintf("%s has ended by itself at %s with code %d", name, inspected.Container.State.FinishedAt, inspected.Container.State.ExitCode), err
 }
 
 // inflict does what a step says. An error is one of the tool, not of the target.

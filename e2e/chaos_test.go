@@ -95,6 +95,7 @@ func TestChaos(t *testing.T) {
 	t.Logf("load: %d events, %d connects refused", load.events.Load(), load.refused.Load())
 
 	final := settle(t, askers, ids)
+	servicetest.Eventually(t, patience, func() error { return askers["query-1"].sameReplicas(t.Context()) })
 	ledger := chaos.NewLedger(cluster, presence.DefaultAllowanceMS, chaosPartitions)
 	s.checkLedger(t, ledger)
 	checkFinal(t, ledger, final, online)
@@ -168,6 +169,9 @@ func (s *chaosStack) carryOut(t *testing.T, steps []chaos.Step, lasts time.Durat
 	}
 	running.Wait()
 	waitUntil(t.Context(), began.Add(lasts))
+	for name := range s.containers {
+		errs = append(errs, s.expectRunning(t, name))
+	}
 	must(t, errors.Join(errs...))
 	slices.SortFunc(all, func(a, b done) int { return a.began.Compare(b.began) })
 	return all
@@ -176,6 +180,11 @@ func (s *chaosStack) carryOut(t *testing.T, steps []chaos.Step, lasts time.Durat
 func (s *chaosStack) carry(t *testing.T, step chaos.Step, began time.Time, load *crowd) (done, error) {
 	ctx := t.Context()
 	waitUntil(ctx, began.Add(step.At))
+	for _, name := range step.Targets {
+		if err := s.expectRunning(t, name); err != nil {
+			return done{Step: step}, err
+		}
+	}
 	d := done{Step: step, began: time.Now()}
 	if err := s.inflict(ctx, step); err != nil {
 		return d, err
@@ -186,6 +195,15 @@ func (s *chaosStack) carry(t *testing.T, step chaos.Step, began time.Time, load 
 	d.healed = time.Now()
 	t.Logf("%s +%.1fs: taken back: %v", d.healed.UTC().Format("15:04:05.000"), d.healed.Sub(began).Seconds(), step)
 	return d, err
+}
+
+// expectRunning fails the test if a process has ended that nobody has killed. It is started again, so that the run can go on.
+func (s *chaosStack) expectRunning(t *testing.T, name string) error {
+	how, err := s.ended(t.Context(), name)
+	if how != "" {
+		t.Error(how)
+	}
+	return err
 }
 
 // settle waits until all query services have an answer for every client that has all of the log.

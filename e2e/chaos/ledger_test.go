@@ -234,6 +234,10 @@ func TestCheckAnswers(t *testing.T) {
 			a.Applied, a.NodeApplied, a.SinceMS, a.ConnectedMS = 5, 2, 20_000, 9000
 			a.Status, a.Belief, a.Reason = "offline", "offline", "node_restarted"
 		}, true},
+		{"batch of a partition that catches up", func(a *Answer) {
+			a.Applied, a.Batch, a.Stale, a.StaleReasons = 2, true, true, []string{"catching_up"}
+		}, true},
+		{"catching up", func(a *Answer) { a.Applied, a.Stale, a.StaleReasons = 2, true, []string{"catching_up"} }, false},
 		{"never seen", func(a *Answer) {
 			*a = Answer{Client: "stranger", Status: "unknown", Belief: "offline", Reason: "never_seen", Applied: 5, NodeApplied: 2,
 				Partition: eventlog.Partition(eventlog.ClientKey(cluster, "stranger"), partitions)}
