@@ -57,7 +57,11 @@ func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 	if err != nil {
 		return nil, err
 	}
-	cl, err := kgo.NewClient(append(append(opts, cfg.ProducerOpts()...),
+	producing, err := cfg.BulkProducerOpts()
+	if err != nil {
+		return nil, err
+	}
+	cl, err := kgo.NewClient(append(append(opts, producing...),
 		kgo.TransactionalID("presence-publisher-"+strconv.Itoa(int(p.id))),
 		kgo.TransactionTimeout(transactionTimeout),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
