@@ -1,0 +1,336 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/libs/service/servicetest"
+	"github.com/mqtt-presence/presence/services/presence/kafka"
+)
+
+// bridgesPatience bounds what comes after an outage.
+const bridgesPatience = 60 * time.Second
+
+// bridgeBinary is built next to the other one, and removed with it.
+var bridgeBinary = sync.OnceValues(func() (string, error) {
+	other, err := build()
+	if err != nil {
+		return "", err
+	}
+	binary := filepath.Join(filepath.Dir(other), "bridge")
+	cmd := exec.Command("go", "build", "-o", binary, "./cmd/bridge")
+	cmd.Dir = filepath.Join("..", "services", "bridge")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build bridge: %w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+// bridgeProcess is a bridge as a child process, whose data folder outlives it.
+type bridgeProcess struct {
+	binary, admin string
+	flags         []string
+	cmd           *exec.Cmd
+	log           *output
+	exited        chan struct{}
+}
+
+func newBridgeProcess(t *testing.T, name, broker string, cfg eventlog.Config, flags ...string) *bridgeProcess {
+	t.Helper()
+	binary, err := bridgeBinary()
+	must(t, err)
+	b := &bridgeProcess{binary: binary, admin: freeAddr(t), log: &output{}}
+	b.flags = append([]string{"--bridge-name", name, "--mqtt-url", "mqtt://" + broker, "--kafka-brokers", strings.Join(cfg.Brokers, ","),
+		"--kafka-partitions", strconv.Itoa(int(cfg.Partitions)), "--kafka-replication-factor", "1", "--data-dir", t.TempDir(), "--admin-addr", b.admin,
+		"--log-level", "warn", "--feed-heartbeat-interval", "500ms", "--feed-lease", "5s"}, flags...)
+	t.Cleanup(func() {
+		b.kill()
+		if t.Failed() {
+			t.Logf("bridge %s wrote:\n%s", name, b.log)
+		}
+	})
+	return b
+}
+
+func (b *bridgeProcess) start(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command(b.binary, b.flags...)
+	cmd.Stdout, cmd.Stderr = b.log, b.log
+	must(t, cmd.Start())
+	b.cmd, b.exited = cmd, make(chan struct{})
+	go func() {
+		defer close(b.exited)
+		// It ends by being killed.
+		_ = cmd.Wait()
+	}()
+}
+
+// kill ends the process as kill -9 does.
+func (b *bridgeProcess) kill() {
+	if b.cmd != nil {
+		_ = b.cmd.Process.Kill()
+		<-b.exited
+		b.cmd = nil
+	}
+}
+
+func (b *bridgeProcess) get(ctx context.Context, path string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+b.admin+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	r, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = r.Body.Close() }()
+	body, err := io.ReadAll(r.Body)
+	return r.StatusCode, string(body), err
+}
+
+func (b *bridgeProcess) ready(t *testing.T) {
+	t.Helper()
+	servicetest.Eventually(t, bridgesPatience, func() error {
+		code, body, err := b.get(t.Context(), "/readyz")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("not ready: %s", body)
+		}
+		return err
+	})
+}
+
+// spooled returns how many records are in its spool.
+func (b *bridgeProcess) spooled(ctx context.Context) (int, error) {
+	const name = "presence_bridge_spool_records "
+	_, body, err := b.get(ctx, "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name); ok {
+			n, err := strconv.ParseFloat(value, 64)
+			return int(n), err
+		}
+	}
+	return 0, fmt.Errorf("the bridge has no metric %s", name)
+}
+
+func (b *bridgeProcess) drained(t *testing.T) {
+	t.Helper()
+	servicetest.Eventually(t, bridgesPatience, func() error {
+		n, err := b.spooled(t.Context())
+		if err == nil && n != 0 {
+			err = fmt.Errorf("%d records are still in the spool", n)
+		}
+		return err
+	})
+}
+
+// stoppableKafka is an embedded Kafka that can be taken away, with a folder and an address that stay.
+type stoppableKafka struct {
+	cfg  kafka.Config
+	k    *kafka.Kafka
+	addr string
+}
+
+func startStoppableKafka(t *testing.T) (*stoppableKafka, eventlog.Config) {
+	t.Helper()
+	s := &stoppableKafka{cfg: kafka.Config{Addr: freeAddr(t), Dir: t.TempDir()}}
+	s.start(t)
+	t.Cleanup(func() {
+		if s.k != nil {
+			_ = s.k.Close()
+		}
+	})
+	cfg := eventlog.DefaultConfig()
+	cfg.Brokers, cfg.Partitions, cfg.ReplicationFactor = []string{s.addr}, 4, 1
+	return s, cfg
+}
+
+func (s *stoppableKafka) start(t *testing.T) {
+	t.Helper()
+	var err error
+	s.k, err = kafka.Open(s.cfg, slog.New(slog.DiscardHandler))
+	must(t, err)
+	s.addr = s.k.Addr()
+}
+
+func (s *stoppableKafka) stop(t *testing.T) {
+	t.Helper()
+	must(t, s.k.Close())
+	s.k = nil
+}
+
+// crowd are clients that connect, most of which disconnect again: the truth is known.
+type crowd struct {
+	mu     sync.Mutex
+	online map[string]bool
+	open   []*mqttClient
+	events atomic.Int64
+	took   time.Duration
+}
+
+func newCrowd(t *testing.T) *crowd {
+	c := &crowd{online: map[string]bool{}}
+	t.Cleanup(func() {
+		for _, m := range c.open {
+			_ = m.conn.Close()
+		}
+	})
+	return c
+}
+
+// come has n clients connect, of which every seventh stays. A few connect twice.
+func (c *crowd) come(t *testing.T, addr, prefix string, n int) {
+	t.Helper()
+	const workers = 8
+	began := time.Now()
+	errs := make([]error, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < n && errs[w] == nil; i += workers {
+				errs[w] = c.one(t.Context(), addr, fmt.Sprintf("%s-%05d", prefix, i), i)
+			}
+		})
+	}
+	wg.Wait()
+	c.took += time.Since(began)
+	must(t, errors.Join(errs...))
+}
+
+func (c *crowd) one(ctx context.Context, addr, id string, i int) error {
+	for again := i%13 == 0; ; again = false {
+		m, err := dialMQTT(ctx, addr, id)
+		if err != nil {
+			return err
+		}
+		c.events.Add(1)
+		if stays := !again && i%7 == 0; stays {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.online[id], c.open = true, append(c.open, m)
+			return nil
+		}
+		if err := m.disconnect(); err != nil {
+			return err
+		}
+		c.events.Add(1)
+		if !again {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.online[id] = false
+			return nil
+		}
+	}
+}
+
+// logged is what the log says at the end.
+type logged struct {
+	*history
+	cluster presence.Cluster
+}
+
+// checkLog waits until the log has the truth of every client, and checks that each client's facts came in their order.
+func (c *crowd) checkLog(t *testing.T, h *history) logged {
+	t.Helper()
+	l := logged{history: h}
+	unnumbered := map[string]bool{}
+	servicetest.Eventually(t, bridgesPatience, func() error {
+		if err := h.read(t.Context()); err != nil {
+			return err
+		}
+		l.cluster = presence.Cluster{}
+		clear(unnumbered)
+		for i := range h.nodes {
+			l.cluster.Apply(&h.nodes[i].NodeFact)
+		}
+		for id, online := range c.online {
+			var s presence.State
+			facts := h.client(id).facts
+			for i := range facts {
+				s.Apply(&facts[i].Fact)
+			}
+			want := presence.Offline
+			if online {
+				want = presence.Online
+			}
+			v := presence.Status(&s, &l.cluster, presence.DefaultAllowanceMS)
+			if v.Status == presence.Unknown && slices.ContainsFunc(facts, func(f factRecord) bool { return f.Order == 0 }) {
+				// A process that has been killed cannot number the rest of the second that it was in: before and after cannot be told apart.
+				unnumbered[id] = true
+				continue
+			}
+			if v.Status != want {
+				return fmt.Errorf("client %q is %s (%s), the truth is %s:\n%s", id, v.Status, v.Reason, want, h.client(id))
+			}
+		}
+		return nil
+	})
+	copies := 0
+	for id := range c.online {
+		var last presence.Fact
+		seen := map[string]bool{}
+		for _, f := range h.client(id).facts {
+			if seen[f.ID] || f.Order == 0 {
+				copies++
+				continue
+			}
+			seen[f.ID] = true
+			if f.TimeMS < last.TimeMS || f.TimeMS == last.TimeMS && f.Order < last.Order {
+				t.Errorf("client %q: the log does not have its facts in their order:\n%s", id, h.client(id))
+				break
+			}
+			last = f.Fact
+		}
+		must(t, h.client(id).checkCopies())
+	}
+	t.Logf("%d events in %v (%.0f/s) of %d clients; %d copies of facts in the log, %d clients unknown within the second of a kill", c.events.Load(), c.took.Round(time.Millisecond),
+		float64(c.events.Load())/c.took.Seconds(), len(c.online), copies, len(unnumbered))
+	return l
+}
+
+// settled waits until the latest node facts say that nothing is missing.
+func (l *logged) whole(t *testing.T) {
+	t.Helper()
+	servicetest.Eventually(t, bridgesPatience, func() error {
+		if err := l.read(t.Context()); err != nil {
+			return err
+		}
+		var all presence.Cluster
+		for i := range l.nodes {
+			all.Apply(&l.nodes[i].NodeFact)
+		}
+		if from, to, gap := all.FeedGap(); gap {
+			return fmt.Errorf("there is a gap from %d to %d: %+v", from, to, all.Feeds)
+		}
+		return nil
+	})
+}
+
+// names returns which bridges have asserted a feed.
+func (l *logged) names() []string {
+	var names []string
+	for _, n := range l.nodes {
+		if n.Kind == presence.Feed && !slices.Contains(names, n.Bridge) {
+			names = append(names, n.Bridge)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,141 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mqtt-presence/presence/libs/presence"
+	"github.com/mqtt-presence/presence/libs/service/servicetest"
+)
+
+// TestBridgesOutage takes Kafka away from one bridge, and from two, under load, and kills one of them with what only its disk has. Mosquitto queues
+// its log lines for a session, so that nothing may be lost, and no status wrong.
+func TestBridgesOutage(t *testing.T) {
+	for _, names := range [][]string{{"b1"}, {"b1", "b2"}} {
+		t.Run(fmt.Sprintf("%d bridges", len(names)), func(t *testing.T) {
+			t.Parallel()
+			broker := startMosquitto(t, stampForms[0])
+			k, cfg := startStoppableKafka(t)
+			var bridges []*bridgeProcess
+			for _, name := range names {
+				b := newBridgeProcess(t, name, broker.tcp, cfg)
+				b.start(t)
+				bridges = append(bridges, b)
+			}
+			for _, b := range bridges {
+				b.ready(t)
+			}
+			h := newHistory(t, cfg)
+			Target{MQTT: broker.tcp, Unkeyed: true, history: h}.warmUp(t)
+			const before, outage = 200, 1_200
+			c := newCrowd(t)
+			c.come(t, broker.tcp, "before", before)
+			k.stop(t)
+			c.come(t, broker.tcp, "outage", outage)
+			first := bridges[0]
+			servicetest.Eventually(t, bridgesPatience, func() error {
+				n, err := first.spooled(t.Context())
+				if err == nil && n < outage*3/2 {
+					err = fmt.Errorf("%d records are in the spool", n)
+				}
+				return err
+			})
+			first.kill()
+			c.come(t, broker.tcp, "killed", before)
+			first.start(t)
+			c.come(t, broker.tcp, "again", outage)
+			k.start(t)
+			for _, b := range bridges {
+				b.ready(t)
+				b.drained(t)
+			}
+			c.come(t, broker.tcp, "after", before)
+			l := c.checkLog(t, h)
+			l.whole(t)
+			if got := l.names(); !slices.Equal(got, names) {
+				t.Errorf("the feeds are of %v, want %v", got, names)
+			}
+		})
+	}
+}
+
+// TestBridgesOfOneName has two bridges take the session from each other: both must say so, and neither may do it without a pause.
+func TestBridgesOfOneName(t *testing.T) {
+	t.Parallel()
+	broker := startMosquitto(t, stampForms[0])
+	_, cfg := startStoppableKafka(t)
+	var bridges []*bridgeProcess
+	for range 2 {
+		b := newBridgeProcess(t, "same", broker.tcp, cfg)
+		b.start(t)
+		bridges = append(bridges, b)
+	}
+	for i, b := range bridges {
+		servicetest.Eventually(t, bridgesPatience, func() error {
+			code, body, err := b.get(t.Context(), "/readyz")
+			if err == nil && (code == http.StatusOK || !strings.Contains(body, "took the session over: give every bridge its own bridge-name")) {
+				err = fmt.Errorf("bridge %d does not tell that another one has its name: %d %s", i, code, body)
+			}
+			return err
+		})
+		if n := strings.Count(b.log.String(), "another client took over the session"); n == 0 || n > 10 {
+			t.Errorf("bridge %d: %d takeovers", i, n)
+		}
+	}
+}
+
+// TestBridgesTurns restarts two bridges one after the other, and then lets the first go for good: together they have missed nothing, though each has
+// a gap, since its session is new each time.
+func TestBridgesTurns(t *testing.T) {
+	t.Parallel()
+	broker := startMosquitto(t, stampForms[0])
+	_, cfg := startStoppableKafka(t)
+	h := newHistory(t, cfg)
+	c := newCrowd(t)
+	// Another client ID is another session: what the broker has queued is for the one before.
+	start := func(name string, number int) *bridgeProcess {
+		b := newBridgeProcess(t, name, broker.tcp, cfg, "--mqtt-client-id", fmt.Sprintf("%s-%d", name, number))
+		b.start(t)
+		b.ready(t)
+		return b
+	}
+	one, two := start("b1", 1), start("b2", 1)
+	Target{MQTT: broker.tcp, Unkeyed: true, history: h}.warmUp(t)
+	c.come(t, broker.tcp, "both", 100)
+	// Each must have been there for a while before the other goes.
+	overlap := func(since string) {
+		t.Helper()
+		servicetest.Eventually(t, bridgesPatience, func() error {
+			if err := h.read(t.Context()); err != nil {
+				return err
+			}
+			var all presence.Cluster
+			for i := range h.nodes {
+				all.Apply(&h.nodes[i].NodeFact)
+			}
+			f := all.Feeds[since]
+			if f.CompleteSinceMS == 0 || f.ReceivedMS-f.CompleteSinceMS < 3*presence.DefaultAllowanceMS/2 {
+				return fmt.Errorf("bridge %s is not there for long enough: %+v", since, f)
+			}
+			return nil
+		})
+	}
+	overlap("b2")
+	one.kill()
+	c.come(t, broker.tcp, "one-away", 200)
+	one = start("b1", 2)
+	overlap("b1")
+	c.come(t, broker.tcp, "one-back", 200)
+	overlap("b1")
+	two.kill()
+	c.come(t, broker.tcp, "two-away", 200)
+	start("b2", 2)
+	overlap("b2")
+	one.kill()
+	c.come(t, broker.tcp, "one-gone", 200)
+	l := c.checkLog(t, h)
+	l.whole(t)
+}
