@@ -126,7 +126,7 @@ func (c Config) sasl() (sasl.Mechanism, error) {
 }
 
 // ProducerOpts returns the options of every producer: idempotent, acknowledged by all in-sync replicas, partitioned by key as Kafka's
-// own clients do, sent at once when idle.
+// own clients do, by the configured count or, if that is 0, by the topic's; sent at once when idle.
 func (c Config) ProducerOpts() []kgo.Opt {
 	codec, _ := c.codecs()
 	return []kgo.Opt{

@@ -1,14 +1,19 @@
 package eventlog
 
-import "github.com/twmb/franz-go/pkg/kgo"
+import (
+	"cmp"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
 
 // partitioner sends a client's records to the partition that Partition computes from the configured count, also when somebody adds partitions
-// to the topic while the producer runs: the records of one client must not part. Other topics are partitioned as Kafka's own clients do.
+// to the topic while the producer runs: the records of one client must not part. A count of 0 stands for the topic's own. Other topics are
+// partitioned as Kafka's own clients do.
 func partitioner(partitions int32) kgo.Partitioner {
 	return byClient{
 		others: kgo.StickyKeyPartitioner(nil),
 		clients: kgo.BasicConsistentPartitioner(func(string) func(*kgo.Record, int) int {
-			return func(r *kgo.Record, _ int) int { return int(Partition(r.Key, partitions)) }
+			return func(r *kgo.Record, has int) int { return int(Partition(r.Key, cmp.Or(partitions, int32(has)))) }
 		}),
 	}
 }

@@ -105,7 +105,9 @@ func replay(ctx context.Context, cfg Config, filter replayFilter, dryRun bool, l
 		if err != nil {
 			return err
 		}
-		client, err := kgo.NewClient(append(opts, cfg.ProducerOpts()...)...)
+		kafka := cfg.Config
+		kafka.Partitions = 0 // as the topic has
+		client, err := kgo.NewClient(append(opts, kafka.ProducerOpts()...)...)
 		if err != nil {
 			return fmt.Errorf("create the kafka client: %w", err)
 		}

@@ -174,6 +174,7 @@ func (r *replay) produce(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	cfg.Partitions = 0 // as the topic has
 	client, err := kgo.NewClient(append(opts, cfg.ProducerOpts()...)...)
 	if err != nil {
 		return fmt.Errorf("create the kafka client: %w", err)

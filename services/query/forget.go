@@ -121,7 +121,10 @@ func (f *forgetter) client() (*kgo.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure the kafka client: %w", err)
 	}
-	opts = append(opts, f.cfg.ProducerOpts()...)
+	// Query asks Kafka for the number of partitions, also to find owners.
+	cfg := f.cfg.Config
+	cfg.Partitions = 0
+	opts = append(opts, cfg.ProducerOpts()...)
 	opts = append(opts, kgo.WithHooks(f), kgo.MaxBufferedRecords(maxForgetting))
 	if f.kafka, err = kgo.NewClient(opts...); err != nil {
 		return nil, fmt.Errorf("create the kafka client: %w", err)
