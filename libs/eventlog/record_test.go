@@ -108,7 +108,8 @@ func TestFactRoundTrip(t *testing.T) {
 
 func TestNodeAndStateRoundTrip(t *testing.T) {
 	node := presence.NodeFact{ID: "1", Kind: presence.NodeAlive, Cluster: "c", Node: "n", Dialect: "emqx", TimeMS: 1, ReceivedMS: 2, UptimeMS: presence.Some(int64(0)),
-		StartedMS: 3, StartedReceivedMS: 4, CompleteSinceMS: 5, GapFromMS: 6, GapToMS: 7, ResyncedMS: 8, DroppedCount: 9, DroppedFromMS: 10, DroppedToMS: 11, LeaseMS: 12, SetBackFromMS: 14, SetBackToMS: 13}
+		StartedMS: 3, StartedReceivedMS: 4, CompleteSinceMS: 5, GapFromMS: 6, GapToMS: 7, ResyncedMS: 8, DroppedCount: 9, DroppedFromMS: 10, DroppedToMS: 11, LeaseMS: 12, SetBackFromMS: 14, SetBackToMS: 13,
+		Covered: presence.Coverage{{FromMS: 1, ToMS: 2}, {FromMS: 3, ToMS: 3}}}
 	state := ClientState{Transition: true, Cluster: "c", ClientID: "x", Status: presence.Unknown, PreviousStatus: presence.Online, Belief: presence.Online,
 		StatusReason: presence.SuccessorUnseen, SinceMS: 1, Node: "n", Connection: "k", ConnectedAtMS: 2, Username: "u", Peer: "p", Reason: presence.ReasonTakenOver,
 		RawReason: "takenover", TimeMS: 3, EventOffset: 4, NodeEventOffset: 5, State: []byte{0, 1}}
