@@ -112,7 +112,7 @@ func testReplicas(t *testing.T, binaries string) {
 	must(t, <-watched.done)
 
 	q.report(t, phases...)
-	t.Logf("%d facts and states, %d answers about one client, %d transitions watched", len(published), len(q.answers), len(published))
+	t.Logf("%d answers about one client are the fold at their offsets, %d transitions are in the watch", len(q.answers), len(published))
 	for _, err := range q.errs {
 		t.Error(err)
 	}
