@@ -89,11 +89,17 @@ func (p page) markdown(t *table, chart string) string {
 	}
 	for _, took := range t.took {
 		fmt.Fprintf(&b, "\n## %s\n\n", took.part)
-		b.WriteString("| what | measured | goal | |\n|---|---|---|---|\n")
+		head := "| what | measured | goal | |\n|---|---|---|---|\n"
 		for _, r := range t.rows {
 			if r.part == took.part {
+				b.WriteString(head)
+				head = ""
 				fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", cell(r.what), cell(r.measured), cell(r.goal), verdictCell(r.verdict))
 			}
+		}
+		if head != "" {
+			b.WriteString("Not measured: see the end of the missed goals.\n")
+			continue
 		}
 		fmt.Fprintf(&b, "\nThis part took %s.\n", took.measured)
 		if took.part == "scale" && chart != "" {

@@ -88,7 +88,9 @@ func (t *table) progress(format string, args ...any) {
 func (t *table) skip(part string, reason error) {
 	t.skipped = append(t.skipped, fmt.Sprintf("%s: %v", part, reason))
 	const stars = "**********************************************************************"
-	t.print(fmt.Sprintf("%s\n** %s: SKIPPED, nothing of it was measured: %v\n%s", stars, part, reason, stars), "", "", "")
+	if _, err := fmt.Fprintf(t.out, "%s\n** %s: SKIPPED, nothing of it was measured: %v\n%s\n", stars, part, reason, stars); err != nil && t.err == nil {
+		t.err = fmt.Errorf("print the result: %w", err)
+	}
 }
 
 // delays are durations.
