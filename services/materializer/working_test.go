@@ -11,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
@@ -242,6 +244,36 @@ func TestLoadIsABatch(t *testing.T) {
 		if got, want := dumpAll(t, p), dumpAll(t, want); got != want {
 			t.Errorf("complete %v, and then: %s", complete, firstDifference(got, want))
 		}
+	}
+}
+
+// Partitions that are far behind take turns, are loaded with their indexes, and are live after that.
+func TestFarBehindTakesTurns(t *testing.T) {
+	l := newLog(t)
+	const facts, clients = 140_000, 24_000
+	for batch := range slices.Chunk(benchRecords(facts, clients), 10_000) {
+		l.produce(batch...)
+	}
+	cfg := l.config(vfs.NewMem())
+	cfg.Publish = false
+	m := l.start(cfg)
+	m.ready()
+	for id, p := range m.owned() {
+		if cap(p.parts.turns) >= eventlogtest.Partitions || !p.indexed.Load() {
+			t.Errorf("partition %d: %d turns, indexed %v", id, cap(p.parts.turns), p.indexed.Load())
+		}
+		view, err := p.parts.store.NewView()
+		if err != nil {
+			t.Fatal(err)
+		}
+		check, err := view.Check(context.Background(), id)
+		if err = errors.Join(err, view.Close()); err != nil || len(check.Differences) > 0 || check.Clients < loadRows {
+			t.Errorf("partition %d: %+v, error %v", id, check, err)
+		}
+	}
+	last := l.facts(opened("VIN0000000000000000001", "n9", 1e9))
+	if e := m.get("VIN0000000000000000001", last); e.GetNode() != "n9" || e.GetStatus() != "online" {
+		t.Errorf("a fact that came later: %v", e)
 	}
 }
 
