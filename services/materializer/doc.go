@@ -4,14 +4,17 @@
 //	node-events ---> node table -----^ sweep       ^ GetStates, ListStates, GetCounts
 //
 // A process owns the partitions that its consumer group assigns to it. One goroutine per partition folds its facts, sweeps its rows after
-// a change of nodes and writes its checkpoints; beside it one publishes its outbox. Catching up and being live are one path with two
-// batch sizes.
+// a change of nodes and writes its checkpoints; beside it one publishes its outbox. Catching up and being live are one
+// path: facts are folded into a working set, which is committed after each take from the queue, or, by a partition that catches up, once it has
+// grown, so that a row is read at most once and written once for many facts. Few partitions catch up at a time, the others wait for their turn.
 //
 // # Guarantees
 //
 //   - A fact has one of three fates: it is applied; or it can never be and is in the dead letters, durably, before the offset passes it; or
 //     Run stops with an error and a restart begins with it again.
-//   - Rows, the transitions that they caused and the next offset are one batch of the store. The group's committed offset is a progress
+//   - Rows, the transitions that they caused and the next offset are one batch of the store, whatever takes from the queue it is made of: how the log
+//     is cut into takes and batches, and which of them a crash takes, makes no difference to anything that is kept. Readers see the latest
+//     batch and its offset; who waits for an offset that is folded has it committed. The group's committed offset is a progress
 //     report. If Kafka no longer has the next offset, facts are lost, and that is an error.
 //   - Transitions are published in order, all of them, with versions (client-events offset, node-events offset) that ascend per client. A
 //     record is published only after the store has synced its batch: what others have read is not undone by a crash of any kind. After
@@ -39,7 +42,8 @@
 //   - A list by client ID misses nobody and has nobody twice who does not change while its pages are read: while the rows do not show a change
 //     of nodes yet, or indexes are being built, the rows themselves are looked through. Totals, counts and lists by since may be off
 //     meanwhile, and say so; a list by since is refused while the indexes are being built. A call looks at no more than maxLooked rows.
-//   - Indexes are built once a partition has caught up, and when CheckStore found that they are not what the rows say and was to repair them.
+//   - Indexes are written with the rows if the first batch of a partition without rows is also the one that catches up. Else they are built once
+//     the partition has caught up, and when CheckStore found that they are not what the rows say and was to repair them.
 //   - An answer about a client is what the facts below the applied offset that it states make, and the node facts below its node-events offset, no
 //     more and no less. So is each entry of a batch or a list, for the offsets of its partition.
 //   - A member that restarts within its session of 10 s gets its partitions back without a rebalance. One that is stopped for good is waited for so
@@ -50,6 +54,10 @@
 // At most maxQueued records wait for the fold, over all partitions, and about maxOutbox bytes of a partition for publication: beyond
 // that its fold waits, and after a second the others go on without it. A node record that cannot be read is put into the dead letters at
 // every start, since the topic is read from its beginning.
+//
+// The working sets of the partitions that catch up, as many as there are processors but at most maxTurns, take workingBytes in all, as they count
+// themselves; a partition without a turn is less than farBehind records behind and commits every take. A set is committed after maxOpen at the
+// latest, and holds back at most about maxOpenOutbox bytes from publication. A sweep goes on between two commits.
 //
 // # Concurrency
 //
