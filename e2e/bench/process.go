@@ -19,6 +19,7 @@ import (
 
 const (
 	stopTimeout = 30 * time.Second
+	processPoll = 100 * time.Millisecond
 	// clockTick is the unit of the times in /proc: USER_HZ, which is 100 on every Linux that Go runs on.
 	clockTick = 10 * time.Millisecond
 	mib       = 1 << 20
@@ -106,7 +107,7 @@ func (p *process) alive() error {
 	}
 }
 
-// await asks until the answer is nil, or the child has ended.
+// await asks until the answer is nil, or the child has ended. It asks seldom enough not to be a load of its own.
 func (p *process) await(ctx context.Context, what string, ready func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -117,7 +118,7 @@ func (p *process) await(ctx context.Context, what string, ready func(context.Con
 		case <-ctx.Done():
 		}
 	}()
-	if err := await(ctx, what, ready); err != nil {
+	if err := awaitEvery(ctx, processPoll, what, ready); err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
 	return nil

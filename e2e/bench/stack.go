@@ -161,7 +161,11 @@ func (s *stack) stop() error {
 
 // await asks until the answer is nil.
 func await(ctx context.Context, what string, ready func(context.Context) error) error {
-	tick := time.NewTicker(pollInterval)
+	return awaitEvery(ctx, pollInterval, what, ready)
+}
+
+func awaitEvery(ctx context.Context, interval time.Duration, what string, ready func(context.Context) error) error {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		err := ready(ctx)
