@@ -45,11 +45,17 @@ func (p *partition) due() bool {
 	if f.empty() {
 		return false
 	}
-	if !p.turn || p.progress.reached(p.meta.Next) || f.memory() >= workingBytes/cap(p.parts.turns) || f.outSize >= maxOpenOutbox {
+	if !p.turn || p.progress.reached(p.meta.Next) || p.grown() {
 		return true
 	}
 	open := time.Since(f.began)
 	return open >= maxOpen || open >= minOpen && p.progress.awaited(p.meta.Next) || p.stops.below() <= max(p.meta.Next, p.queue.first())
+}
+
+// grown reports whether the working set has reached a bound.
+func (p *partition) grown() bool {
+	f := &p.folds
+	return f.outSize >= maxOpenOutbox || f.memory() >= workingBytes/max(cap(p.parts.turns), 1)
 }
 
 // endTurn lets another partition catch up.

@@ -51,13 +51,14 @@
 //
 // # Bounds
 //
-// At most maxQueued records wait for the fold, over all partitions, and about maxOutbox bytes of a partition for publication: beyond
-// that its fold waits, and after a second the others go on without it. A node record that cannot be read is put into the dead letters at
+// At most maxQueued records of maxQueuedBytes wait for the fold, over all partitions, and about maxOutbox bytes of a partition for publication: beyond
+// that its fold waits, with all that it has folded committed, and after a second the others go on without it. A node record that cannot be read is put into the dead letters at
 // every start, since the topic is read from its beginning.
 //
 // The working sets of the partitions that catch up, as many as there are processors but at most maxTurns, take workingBytes in all, as they count
-// themselves; a partition without a turn is less than farBehind records behind and commits every take. A set is committed after maxOpen at the
-// latest, and holds back at most about maxOpenOutbox bytes from publication. A sweep goes on between two commits.
+// themselves; a partition that begins less than farBehind records behind, or has caught up before, needs no turn and commits every take. A set is
+// committed after maxOpen at the latest, and holds back at most about maxOpenOutbox bytes from publication, also if one take would make more. A sweep
+// goes on between two commits.
 //
 // # Concurrency
 //

@@ -18,8 +18,10 @@ import (
 )
 
 const (
-	// maxQueued bounds the records that wait for the fold, over all partitions; a fetch may overshoot it once.
-	maxQueued = 64 << 10
+	// maxQueued bounds the records that wait for the fold, over all partitions, and maxQueuedBytes their keys and values; a fetch may overshoot
+	// them once.
+	maxQueued      = 64 << 10
+	maxQueuedBytes = 64 << 20
 	// stallPatience is how long all may wait for partitions whose outbox is full, before the others go on without them.
 	stallPatience = time.Second
 	// maxFetchWait bounds how long an idle fetch waits at the broker: a partition that is added meanwhile has to wait for it.
@@ -175,7 +177,7 @@ func (f *fetcher) makeRoom(ctx context.Context) {
 		}
 	}
 	var patience *time.Timer
-	for f.queued() > maxQueued {
+	for f.full() {
 		if patience == nil {
 			patience = time.NewTimer(stallPatience)
 			defer patience.Stop()
@@ -197,15 +199,16 @@ func (f *fetcher) makeRoom(ctx context.Context) {
 	}
 }
 
-// queued counts the records in the queues of partitions that are not paused.
-func (f *fetcher) queued() int {
-	n := 0
+// full reports whether as much as may wait is in the queues of partitions that are not paused.
+func (f *fetcher) full() bool {
+	records, size := 0, 0
 	for partition, q := range f.queues {
 		if !f.paused[partition] {
-			n += int(q.length.Load())
+			records += int(q.length.Load())
+			size += int(q.size.Load())
 		}
 	}
-	return n
+	return records > maxQueued || size > maxQueuedBytes
 }
 
 // queue holds the fetched records of a partition until they are folded.
@@ -214,6 +217,7 @@ type queue struct {
 	popped   func()      // called after a take
 	stalled  atomic.Bool // the fold waits for the outbox
 	length   atomic.Int64
+	size     atomic.Int64  // bytes of keys and values
 	ready    chan struct{} // has something to say when the queue is not empty
 
 	mu      sync.Mutex
@@ -231,8 +235,17 @@ func (q *queue) push(records []*kgo.Record) {
 	q.mu.Lock()
 	q.records = append(q.records, records...)
 	q.length.Store(int64(len(q.records)))
+	q.size.Add(sizeOf(records))
 	q.mu.Unlock()
 	q.announce()
+}
+
+// sizeOf is how many bytes the keys and values of records have.
+func sizeOf(records []*kgo.Record) (n int64) {
+	for _, r := range records {
+		n += int64(len(r.Key) + len(r.Value))
+	}
+	return n
 }
 
 func (q *queue) announce() {
@@ -260,6 +273,7 @@ func (q *queue) take(dst []*kgo.Record, limit int, below int64) []*kgo.Record {
 		n, _ = slices.BinarySearchFunc(q.records[:n], below, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
 	}
 	dst = append(dst, q.records[:n]...)
+	q.size.Add(-sizeOf(q.records[:n]))
 	clear(q.records[:n])
 	if q.records = q.records[n:]; len(q.records) == 0 {
 		q.records = nil

@@ -2,6 +2,7 @@ package materializer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -29,43 +30,65 @@ func (p *partition) foldBatch(ctx context.Context, records []*kgo.Record) error 
 	return p.flush()
 }
 
-// fold folds records, in order, into the working set.
+// fold folds records, in order, into the working set. It commits the set by itself where a caller would do so too late: once it has grown to its
+// bound, and before it waits for room in the outbox.
 func (p *partition) fold(ctx context.Context, records []*kgo.Record) error {
-	if len(records) == 0 {
-		return nil
-	}
-	if err := p.room(ctx); err != nil {
-		return err
-	}
 	f := &p.folds
-	if f.empty() {
-		f.began = time.Now()
-	}
-	f.records += len(records)
-	chunk := len(records)
-	if f.blank {
-		chunk = chunkFacts // there is nothing to read in order, so what is decoded had better stay in the processor's cache
-	}
-	for part := range slices.Chunk(records, chunk) {
-		next, appliedMS := p.decode(part)
-		// A dead letter is durable before the offset that passes it is.
-		if err := p.parts.dead.send(ctx, f.poison); err != nil {
+	for len(records) > 0 {
+		if err := p.room(ctx); err != nil {
 			return err
 		}
-		if err := p.readRows(); err != nil {
+		if f.empty() {
+			f.began = time.Now()
+		}
+		part := records
+		if f.blank {
+			// There is nothing to read in order, so what is decoded had better stay in the processor's cache.
+			part = records[:min(chunkFacts, len(records))]
+		}
+		n, err := p.foldPart(ctx, part)
+		if err != nil {
 			return err
 		}
-		table := p.parts.nodes.table()
-		for i := range f.facts {
-			pf := &f.facts[i]
-			tick(&p.meta, pf.Fact.ReceivedMS)
-			p.apply(f.entry(pf.entry), pf, table)
+		f.records += n
+		if records = records[n:]; len(records) > 0 && p.grown() {
+			if err := p.flush(); err != nil {
+				return err
+			}
 		}
-		p.meta.Next, p.meta.AppliedMS = next, appliedMS
-		clear(f.facts)
-		f.facts, f.poison = f.facts[:0], nil
 	}
 	return nil
+}
+
+// foldPart folds records until the set has grown to its bound, and returns how many it has folded: all of them, or at least one.
+func (p *partition) foldPart(ctx context.Context, records []*kgo.Record) (n int, err error) {
+	f := &p.folds
+	next := p.decode(records)
+	// A dead letter is durable before the offset that passes it is.
+	if err := p.parts.dead.send(ctx, f.poison); err != nil {
+		return 0, err
+	}
+	if err := p.readRows(); err != nil {
+		return 0, err
+	}
+	n = len(records)
+	table := p.parts.nodes.table()
+	for i := range f.facts {
+		pf := &f.facts[i]
+		tick(&p.meta, pf.Fact.ReceivedMS)
+		p.meta.AppliedMS = max(p.meta.AppliedMS, pf.Fact.ReceivedMS)
+		p.apply(f.entry(pf.entry), pf, table)
+		if p.grown() && i+1 < len(f.facts) {
+			// Few facts can make very much, where states are large. What follows is decoded again, and of its dead letters there are two.
+			next = pf.Offset + 1
+			n, _ = slices.BinarySearchFunc(records, next, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
+			break
+		}
+	}
+	p.meta.Next = next
+	clear(f.facts)
+	f.facts, f.poison = f.facts[:0], nil
+	return n, nil
 }
 
 // flush commits the working set.
@@ -113,10 +136,10 @@ func (p *partition) newBatch() (*store.Batch, error) {
 	return p.indexes.NewBatch(), nil
 }
 
-// decode fills facts and poison, and adds the facts' entries; it returns the offset after the last record and the largest received time so far.
-func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
+// decode fills facts and poison, and adds the facts' entries; it returns the offset after the last record.
+func (p *partition) decode(records []*kgo.Record) (next int64) {
 	f := &p.folds
-	next, appliedMS = p.meta.Next, p.meta.AppliedMS
+	next = p.meta.Next
 	for _, r := range records {
 		if r.Offset < next {
 			continue
@@ -134,7 +157,6 @@ func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
 			f.facts = f.facts[:len(f.facts)-1]
 			continue
 		}
-		appliedMS = max(appliedMS, pf.Fact.ReceivedMS)
 		if f.firstMS == 0 {
 			f.firstMS = max(pf.Fact.ReceivedMS, 1)
 		}
@@ -143,7 +165,7 @@ func (p *partition) decode(records []*kgo.Record) (next, appliedMS int64) {
 			f.unread = append(f.unread, pf.entry)
 		}
 	}
-	return next, appliedMS
+	return next
 }
 
 // check decodes a record; it returns a dead letter if the record can never be applied.

@@ -72,6 +72,8 @@ type parts struct {
 	adm     *kadm.Client
 	metrics *metrics
 	log     *slog.Logger
+
+	stateTopic [16]byte // ID of client-state
 }
 
 func newPartition(id int32, ps *parts) *partition {
@@ -148,6 +150,10 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 	if err != nil {
 		return err
 	}
+	anew, err := p.republishes(found)
+	if err != nil {
+		return err
+	}
 	if !found || p.parts.cfg.Publish {
 		if err := p.catchUpChangelog(ctx, pub, found, first); err != nil {
 			return err
@@ -165,6 +171,14 @@ func (p *partition) acquire(ctx context.Context, pub *publisher) error {
 		return err
 	}
 	if err := p.loadOutbox(); err != nil {
+		return err
+	}
+	if anew {
+		if err := p.markAll(); err != nil {
+			return err
+		}
+	}
+	if err := p.notePublished(); err != nil {
 		return err
 	}
 	if p.folds.blank, err = p.parts.store.Blank(p.id); err != nil {
@@ -304,10 +318,14 @@ func (p *partition) commit(b *store.Batch, chunks []store.Chunk) error {
 	return nil
 }
 
-// room waits until the outbox has room: a publisher that falls behind slows the fold down.
+// room waits until the outbox has room: a publisher that falls behind slows the fold down. That may take as long as Kafka takes nothing, so what
+// was folded is committed before: whoever waits for it, or asks how far the partition is, has nothing to do with publication.
 func (p *partition) room(ctx context.Context) error {
 	if !p.outbox.full() {
 		return nil
+	}
+	if err := p.flush(); err != nil {
+		return err
 	}
 	p.queue.stalled.Store(true)
 	defer func() {
