@@ -72,17 +72,17 @@ func offsetNow(ctx context.Context, list func(context.Context, ...string) (kadm.
 	return o.Offset, nil
 }
 
-// identity asks Kafka which logs these are.
-func identity(ctx context.Context, adm *kadm.Client) (store.Identity, error) {
-	m, err := adm.Metadata(ctx, eventlog.TopicClientEvents, eventlog.TopicNodeEvents)
+// identity asks Kafka which logs these are; state is the ID of client-state.
+func identity(ctx context.Context, adm *kadm.Client) (id store.Identity, state [16]byte, err error) {
+	m, err := adm.Metadata(ctx, eventlog.TopicClientEvents, eventlog.TopicNodeEvents, eventlog.TopicClientState)
 	if err != nil {
-		return store.Identity{}, fmt.Errorf("ask kafka for its identity: %w", err)
+		return id, state, fmt.Errorf("ask kafka for its identity: %w", err)
 	}
-	clients, nodes := m.Topics[eventlog.TopicClientEvents], m.Topics[eventlog.TopicNodeEvents]
-	if err := errors.Join(clients.Err, nodes.Err); err != nil {
-		return store.Identity{}, fmt.Errorf("ask kafka for the identity of %s and %s: %w", eventlog.TopicClientEvents, eventlog.TopicNodeEvents, err)
+	clients, nodes, states := m.Topics[eventlog.TopicClientEvents], m.Topics[eventlog.TopicNodeEvents], m.Topics[eventlog.TopicClientState]
+	if err := errors.Join(clients.Err, nodes.Err, states.Err); err != nil {
+		return id, state, fmt.Errorf("ask kafka for the identity of its topics: %w", err)
 	}
-	return store.Identity{KafkaCluster: m.Cluster, TopicID: clients.ID, NodeTopicID: nodes.ID, Partitions: int32(len(clients.Partitions))}, nil
+	return store.Identity{KafkaCluster: m.Cluster, TopicID: clients.ID, NodeTopicID: nodes.ID, Partitions: int32(len(clients.Partitions))}, states.ID, nil
 }
 
 // ignoreCancel returns nil in place of an error that only says that ctx ended.

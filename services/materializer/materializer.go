@@ -135,7 +135,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	if err := eventlog.Ensure(ctx, producer, m.cfg.Kafka); err != nil {
 		return ignoreCancel(ctx, err)
 	}
-	id, err := identity(ctx, adm)
+	id, stateTopic, err := identity(ctx, adm)
 	if err != nil {
 		return ignoreCancel(ctx, err)
 	}
@@ -150,6 +150,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	dead := &deadLetters{client: producer, metrics: m.metrics}
 	return m.run(ctx, &parts{
 		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, turns: newTurns(), dead: dead, adm: adm, metrics: m.metrics, log: m.log,
+		stateTopic: stateTopic,
 	})
 }
 

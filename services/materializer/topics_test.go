@@ -50,6 +50,8 @@ func TestTopicsChangeUnderIt(t *testing.T) {
 			_, err := adm.CreatePartitions(ctx, 1, eventlog.TopicClientEvents)
 			return err
 		}, "had 4 partitions, it has 5", "kafka-partitions asks for 4"},
+		{"client-state deleted", deleted(eventlog.TopicClientState), "UNKNOWN_TOPIC", ""},
+		{"client-state created again", again(eventlog.TopicClientState, 4, compacted), eventlog.TopicClientState, ""},
 		{"node-events created again", again(eventlog.TopicNodeEvents, 1, compacted), eventlog.TopicNodeEvents, "node-events was deleted and created again"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

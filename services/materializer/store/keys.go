@@ -20,6 +20,7 @@ import (
 //	indexed    0x07 | partition (2)                             uvarint: version of the partition's indexes; absent: they are not complete
 //	history    0x08 | partition (2)                             uvarint: 2 + the received time since which all sessions are kept; absent: none are
 //	marker     0x09 | partition (2) | cluster "/" client ID     empty: the row says only that the client was forgotten
+//	published  0x0a | partition (2)                             ID (16) of the client-state topic that has all rows but the dirty ones
 //	client     0x10 | partition (2) | cluster "/" client ID     value: Row
 //	evidence   0x11 | partition (2) | cluster "/" client ID     log of Evidence; there if the row is, and goes with it
 //	sessions   0x20 | partition (2) | cluster "/" client ID     history of Sessions and Endings; goes with the row
@@ -41,6 +42,7 @@ const (
 	kindIndexed   byte = 0x07
 	kindHistory   byte = 0x08
 	kindMarker    byte = 0x09
+	kindPublished byte = 0x0a
 	kindClient    byte = 0x10
 	kindEvidence  byte = 0x11
 	kindSessions  byte = 0x20
