@@ -50,15 +50,9 @@ type round struct {
 
 // folder is what a round has seen of one.
 type folder struct {
-	modified time.Time            // zero: to be listed again
-	files    map[string]fileState // what is on disk
-	watched  []string             // of the files, those that may grow
-}
-
-// fileState tells two states of a file apart, also where a topic was deleted and made anew.
-type fileState struct {
-	size     int64
-	modified time.Time
+	modified time.Time              // zero: to be listed again
+	files    map[string]fs.FileInfo // what is on disk, and the folders in it
+	watched  []string               // of the files, those that may grow
 }
 
 func newSyncer(dir string) *syncer {
@@ -153,7 +147,7 @@ func (s *syncer) look(dir string, changed *[]string, watch func([]string) []stri
 	}
 	f := s.dirs[dir]
 	if f == nil {
-		f = &folder{files: map[string]fileState{}}
+		f = &folder{files: map[string]fs.FileInfo{}}
 		s.dirs[dir] = f
 	}
 	if modified := info.ModTime(); !f.modified.Equal(modified) {
@@ -184,7 +178,9 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 		return err
 	}
 	var names []string
-	known := len(f.files)
+	before := f.files
+	f.files = make(map[string]fs.FileInfo, len(before))
+	renamed := false
 	for _, e := range entries {
 		info, err := e.Info()
 		if errors.Is(err, fs.ErrNotExist) {
@@ -193,14 +189,24 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 		if err != nil {
 			return err
 		}
-		names = append(names, e.Name())
-		if !e.IsDir() {
-			f.note(filepath.Join(dir, e.Name()), info, changed)
-		} else if _, ok := f.files[e.Name()]; !ok {
-			f.files[e.Name()] = fileState{}
+		name := e.Name()
+		names = append(names, name)
+		if strings.HasSuffix(name, indexSuffix) {
+			continue
+		}
+		// A file that was removed and made again may get the same number.
+		was, known := before[name]
+		renamed = renamed || !known || !os.SameFile(was, info) || !e.IsDir() && info.Size() < was.Size()
+		if known {
+			f.files[name] = was
+		}
+		if e.IsDir() {
+			f.files[name] = info
+		} else {
+			f.note(filepath.Join(dir, name), info, changed)
 		}
 	}
-	if len(f.files) != known {
+	if renamed {
 		*changed = append(*changed, dir)
 	}
 	f.watched = watch(names)
@@ -209,11 +215,12 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 
 // note appends a file that is not as it is on disk, a segment together with its index.
 func (f *folder) note(path string, info fs.FileInfo, changed *[]string) {
-	name, state := filepath.Base(path), fileState{size: info.Size(), modified: info.ModTime()}
-	if before, ok := f.files[name]; info.IsDir() || strings.HasSuffix(name, indexSuffix) || ok && before == state {
+	name := filepath.Base(path)
+	was, known := f.files[name]
+	if info.IsDir() || strings.HasSuffix(name, indexSuffix) || known && was.Size() == info.Size() && was.ModTime().Equal(info.ModTime()) && os.SameFile(was, info) {
 		return
 	}
-	f.files[name] = state
+	f.files[name] = info
 	*changed = append(*changed, path)
 	if base, ok := strings.CutSuffix(path, segmentSuffix); ok {
 		*changed = append(*changed, base+indexSuffix)

@@ -258,3 +258,31 @@ func TestAcknowledgedIsSynced(t *testing.T) {
 	}
 	stop()
 }
+
+// TestSyncerFindsNewNames syncs a folder in which a name stands for another file than before: that of the file alone says nothing of its name.
+func TestSyncerFindsNewNames(t *testing.T) {
+	s, d, partition := newDisk(t)
+	grow(t, s.dir, "groups.log")
+	grow(t, partition, "0.dat", "0.idx", "7.dat", "7.idx")
+	d.expect(t, s, "new files", filepath.Base(s.dir), "partitions", "t-0", "groups.log", "0.dat", "0.idx", "7.dat", "7.idx")
+
+	if err := errors.Join(os.Remove(filepath.Join(partition, "7.dat")), os.Remove(filepath.Join(partition, "7.idx"))); err != nil {
+		t.Fatal(err)
+	}
+	d.expect(t, s, "a segment was removed")
+	grow(t, partition, "7.dat", "7.idx")
+	d.expect(t, s, "it was begun again", "t-0", "7.dat", "7.idx")
+
+	// A log that takes the place of another one, as small and as old.
+	log := filepath.Join(s.dir, "groups.log")
+	info, err := os.Stat(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grow(t, s.dir, "groups.log.tmp")
+	if err := errors.Join(os.Chtimes(log+".tmp", info.ModTime(), info.ModTime()), os.Rename(log+".tmp", log)); err != nil {
+		t.Fatal(err)
+	}
+	d.expect(t, s, "a log was replaced", filepath.Base(s.dir), "groups.log")
+	d.expect(t, s, "nothing")
+}
