@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -550,14 +551,43 @@ func (r *objectReader) skipValue(depth int) {
 	case 'n':
 		r.literal("null")
 	default:
-		start := r.i
-		for r.i < len(r.b) && (r.b[r.i] >= '0' && r.b[r.i] <= '9' || r.b[r.i] == '-' || r.b[r.i] == '+' || r.b[r.i] == '.' || r.b[r.i]|0x20 == 'e') {
-			r.i++
-		}
-		if r.i == start {
-			r.fail(fmt.Errorf("%w at byte %d", errSyntax, r.i))
-		}
+		r.skipNumber()
 	}
+}
+
+// skipNumber passes over a number of any kind (RFC 8259, section 6).
+func (r *objectReader) skipNumber() {
+	r.has("-")
+	zero := r.i
+	ok := r.digits() && (r.b[zero] != '0' || r.i == zero+1)
+	if ok && r.has(".") {
+		ok = r.digits()
+	}
+	if ok && r.has("eE") {
+		r.has("+-")
+		ok = r.digits()
+	}
+	if !ok {
+		r.fail(fmt.Errorf("%w at byte %d", errSyntax, r.i))
+	}
+}
+
+// has passes over a byte if it is one of those.
+func (r *objectReader) has(bytes string) bool {
+	ok := r.i < len(r.b) && strings.IndexByte(bytes, r.b[r.i]) >= 0
+	if ok {
+		r.i++
+	}
+	return ok
+}
+
+// digits passes over digits; it reports false if there is none.
+func (r *objectReader) digits() bool {
+	start := r.i
+	for r.i < len(r.b) && r.b[r.i] >= '0' && r.b[r.i] <= '9' {
+		r.i++
+	}
+	return r.i > start
 }
 
 func (r *objectReader) skipNested(opening byte, depth int) {

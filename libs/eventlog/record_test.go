@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"pgregory.net/rapid"
@@ -224,9 +223,6 @@ func FuzzDecodeFactJSON(f *testing.F) {
 		var got, again presence.Fact
 		if DecodeFactJSON(b, &got) != nil {
 			return
-		}
-		if !json.Valid(b) && utf8.Valid(b) {
-			t.Skip("numbers that are skipped are not checked to the letter")
 		}
 		if err := DecodeFactJSON(AppendFactJSON(nil, &got), &again); err != nil || again != got {
 			t.Fatalf("%+v became %+v: %v", got, again, err)
