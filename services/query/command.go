@@ -59,6 +59,7 @@ func Command(ctx context.Context, args []string) error {
 	return service.Run(ctx, log,
 		service.Part{Name: "admin", Run: admin.Run},
 		service.Part{Name: "router", Run: router.Run},
+		service.Part{Name: "topics", Run: router.WatchTopics},
 		service.Part{Name: "query", Run: s.Run},
 	)
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/service"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
@@ -161,6 +162,9 @@ func (r *Router) Run(ctx context.Context) error {
 	clear(r.conns)
 	return errors.Join(errs...)
 }
+
+// WatchTopics returns nil when ctx ends, and an error once a topic is not any more what it was, see [eventlog.Watch]: watches read the former one.
+func (r *Router) WatchTopics(ctx context.Context) error { return eventlog.Watch(ctx, r.kafka) }
 
 // refresh asks Kafka once and makes the answer the current routing.
 func (r *Router) refresh(ctx context.Context) {
