@@ -2,7 +2,8 @@
 //
 // It is the only place that knows a record's bytes. A record is flat JSON by default, or Protobuf (proto/presence/v1); its content-type
 // header says which, and readers take both. The JSON form has a fixed field order, leaves out what is unknown, and writes numbers as
-// numbers; readers ignore fields that they do not know.
+// numbers; readers ignore fields that they do not know. Of what clients choose, the client ID is kept whole, up to the largest that MQTT allows, and
+// the username up to [MaxUsernameBytes].
 //
 //	topic                        key                          value
 //	presence.client-events.v1    <cluster>/<client ID>        ClientEvent

@@ -15,6 +15,22 @@ import (
 // MaxClientIDBytes is the longest MQTT Client Identifier (MQTT 5, 1.5.4: a UTF-8 string has a two byte length).
 const MaxClientIDBytes = 65_535
 
+// MaxUsernameBytes is how much of a username is kept. A state has one for each node that knows the client: of the largest that MQTT allows, those of
+// a few nodes would make a record that Kafka refuses, and nothing of the partition could be published any more.
+const MaxUsernameBytes = 4096
+
+// cutUsername returns at most MaxUsernameBytes of a username, whole characters.
+func cutUsername(name string) string {
+	if len(name) <= MaxUsernameBytes {
+		return name
+	}
+	n := MaxUsernameBytes
+	for n > 0 && !utf8.RuneStart(name[n]) {
+		n--
+	}
+	return strings.Clone(name[:n])
+}
+
 // ErrClusterName is returned for a cluster name that is not [a-z0-9-]{1,63}.
 var ErrClusterName = errors.New("not a cluster name")
 

@@ -90,7 +90,7 @@ func FactRecord(f *presence.Fact, format Format) *kgo.Record {
 }
 
 // DecodeFact reads the record of a client fact. Of what f holds before, it keeps the memory of cluster, node and username if they are the
-// same: pass the fact before. The error wraps ErrBadRecord and names the field.
+// same: pass the fact before. A username is cut to MaxUsernameBytes. The error wraps ErrBadRecord and names the field.
 func DecodeFact(r *kgo.Record, f *presence.Fact) error {
 	format, err := formatOf(r)
 	if err != nil {
@@ -104,6 +104,7 @@ func DecodeFact(r *kgo.Record, f *presence.Fact) error {
 	if err != nil {
 		return err
 	}
+	f.Username = cutUsername(f.Username)
 	return checkFact(f)
 }
 

@@ -214,6 +214,25 @@ func TestDeadLetterFits(t *testing.T) {
 	}
 }
 
+// Of a username that is longer than any that is meant to be read, the beginning is kept: whole characters, in both formats.
+func TestLongUsernames(t *testing.T) {
+	for _, c := range []struct{ name, want string }{
+		{strings.Repeat("x", MaxUsernameBytes), strings.Repeat("x", MaxUsernameBytes)},
+		{strings.Repeat("x", MaxUsernameBytes+1), strings.Repeat("x", MaxUsernameBytes)},
+		{"xy" + strings.Repeat("日", MaxUsernameBytes), "xy" + strings.Repeat("日", (MaxUsernameBytes-2)/3)},
+		{strings.Repeat("é", MaxUsernameBytes/2) + "z", strings.Repeat("é", MaxUsernameBytes/2)},
+	} {
+		for _, format := range []Format{JSON, Protobuf} {
+			f := connectedFact()
+			f.Username = c.name
+			var got presence.Fact
+			if err := DecodeFact(FactRecord(&f, format), &got); err != nil || got.Username != c.want {
+				t.Errorf("%v: %d bytes are read as %d, want %d, error %v", format, len(c.name), len(got.Username), len(c.want), err)
+			}
+		}
+	}
+}
+
 // FuzzDecodeFactJSON: no input panics; what is accepted is valid JSON to encoding/json too, and round-trips.
 func FuzzDecodeFactJSON(f *testing.F) {
 	fact := connectedFact()

@@ -8,9 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/presence"
 )
 
 // largest returns the records of clients with IDs of the largest kind, of bytes that JSON writes as six.
@@ -97,5 +99,20 @@ func TestQueueOfTheLargestRecords(t *testing.T) {
 	delete(f.paused, 0)
 	if q.take(nil, 1000, 1<<40); f.full() || q.size.Load() != 0 {
 		t.Errorf("an empty queue has %d bytes", q.size.Load())
+	}
+}
+
+// A client with the largest names on every node of a cluster has a record of client-state like any other.
+func TestStateOfTheLargestNames(t *testing.T) {
+	l := newLog(t)
+	id := strings.Repeat("\x01", eventlog.MaxClientIDBytes)
+	m := l.start(l.config(vfs.NewMem())).ready()
+	for i := range 20 {
+		f := of(opened(id, fmt.Sprintf("n%d", i), int64(i)*1000), func(f *presence.Fact) { f.Username = id })
+		m.get(id, l.facts(f))
+	}
+	m.published(l)
+	if got := l.transitions(id); len(got) == 0 {
+		t.Error("no transition was published")
 	}
 }
