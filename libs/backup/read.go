@@ -96,7 +96,7 @@ func (r *reader) run(file func(name string, r io.Reader) error) (*Manifest, erro
 		if sum != nil {
 			return nil, fmt.Errorf("%w: %q follows its end", ErrInvalid, h.Name)
 		}
-		if h.Typeflag != tar.TypeReg {
+		if h.Typeflag != tar.TypeReg || sparse(h) {
 			return nil, fmt.Errorf("%w: %q is not a plain file", ErrInvalid, h.Name)
 		}
 		if err := r.again.WriteHeader(header(h.Name, h.Size, h.ModTime, h.Format)); err != nil {
@@ -134,6 +134,16 @@ func (r *reader) run(file func(name string, r io.Reader) error) (*Manifest, erro
 		return nil, fmt.Errorf("%w: bytes between or after its files were changed", ErrInvalid)
 	}
 	return r.manifest, nil
+}
+
+// sparse reports whether a file has holes: they are read as zeros that are not in the archive, as many as it likes.
+func sparse(h *tar.Header) bool {
+	for name := range h.PAXRecords {
+		if strings.HasPrefix(name, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // small reads a member into memory.
