@@ -91,8 +91,8 @@ func (b *Bridge) ReportDropped(count int, from, to time.Time) {
 }
 
 // Run carries events until ctx ends; what Kafka has not taken by then stays in the spool. It returns nil on cancellation, or the error
-// that keeps it from working: a spool that cannot be written, or topics that are not as configured. A broker or a Kafka that
-// cannot be reached is waited for.
+// that keeps it from working: a spool that cannot be written, or topics that are not as configured, or not what they were when it
+// began. A broker or a Kafka that cannot be reached is waited for.
 func (b *Bridge) Run(ctx context.Context) error {
 	spool, err := openSpool(b.cfg.DataDir, b.cfg.SpoolMaxBytes, b.log)
 	if err != nil {
@@ -210,9 +210,16 @@ func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline)
 				return err
 			}
 		}
-		follower.follow(ctx, b.clusters)
-		follower.close()
-		return nil
+		defer follower.close()
+		uses, ctx := errgroup.WithContext(ctx)
+		uses.Go(func() error {
+			follower.follow(ctx, b.clusters)
+			return nil
+		})
+		// The client would try for ever to produce to a topic that is gone, though another has its name. What Kafka has not taken is in the spool, for
+		// the process that comes after this one.
+		uses.Go(func() error { return eventlog.Watch(ctx, client) })
+		return uses.Wait()
 	}
 }
 

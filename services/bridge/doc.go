@@ -14,6 +14,8 @@
 //     the spool's bound facts are dropped, counted, and asserted in a Feed fact.
 //   - Facts of one cluster reach Kafka in the order of receipt. A fact may come more than once, with the same ID; taking the first copy of
 //     each keeps the order.
+//   - Topics that are deleted, created again or given more partitions under it end it, with an error that says so. What Kafka had not taken is in the
+//     spool, and the next start gives it to the new topics.
 //   - Every message ends as facts, as a signal about a node, as ignored, or as a dead letter, and is counted as such. Client IDs go through as
 //     they are; bytes that are not UTF-8 become dead letters, so that no two IDs are ever merged.
 //   - What the bridge missed is asserted: its Feed fact says since when it has seen everything, and which gap or drop ended that. A session

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +27,7 @@ const (
 	maxQueued = 20_000
 	// drainBytes is how much is read from the spool at once.
 	drainBytes = 1 << 20
-	// drainRetry is the time between attempts to produce what Kafka refused.
+	// drainRetry is the time between attempts to produce after Kafka has refused something.
 	drainRetry = time.Second
 	// flushTimeout is how long Kafka may take for what is in flight when the bridge stops; the spool takes the rest.
 	flushTimeout = time.Second
@@ -52,9 +54,26 @@ type delivery struct {
 	settle func(outcome)
 
 	sent    time.Time
-	pending int   // records that Kafka has not answered
-	err     error // of one of them
+	pending int // records that Kafka has not answered
+	refusal refusal
 }
+
+// refusal is how many of a delivery's records Kafka refused, and each reason once: all have mostly the same one.
+type refusal struct {
+	records int
+	reasons []string
+}
+
+func (r *refusal) add(records int, reasons ...string) {
+	r.records += records
+	for _, why := range reasons {
+		if !slices.Contains(r.reasons, why) {
+			r.reasons = append(r.reasons, why)
+		}
+	}
+}
+
+func (r *refusal) String() string { return strings.Join(r.reasons, "; ") }
 
 // drops counts what was dropped at the spool's bound.
 type drops struct {
@@ -96,7 +115,7 @@ type pipeline struct {
 	limbo     limbo
 	draining  *delivery // what was sent from the spool; nil if nothing is
 	drainEnd  uint64    // sequence after the last of it
-	retryAt   time.Time // when to send from the spool again
+	retryAt   time.Time // when to send again after Kafka has refused something
 	direct    bool
 	spooledMS int64 // received time of the oldest fact in the spool; 0: not known
 }
@@ -178,7 +197,7 @@ func (p *pipeline) nextCheck() time.Duration {
 	switch {
 	case len(p.inFlight) > 0:
 		return max(time.Until(p.inFlight[0].sent.Add(stallAfter)), time.Millisecond)
-	case !p.spool.empty() && p.draining == nil:
+	case !p.direct && p.draining == nil && (!p.spool.empty() || time.Now().Before(p.retryAt)):
 		return max(time.Until(p.retryAt), 10*time.Millisecond)
 	}
 	return time.Minute
@@ -219,9 +238,12 @@ func (p *pipeline) step(now time.Time) error {
 	if err != nil {
 		return err
 	}
+	if failed {
+		p.retryAt = now.Add(drainRetry)
+	}
 	p.settleAnswered()
 	stalled := len(p.inFlight) > 0 && now.Sub(p.inFlight[0].sent) >= stallAfter
-	p.setDirect(open && !failed && !stalled && len(p.held) < maxQueued && p.limbo.deliveries == 0 && p.spool.empty())
+	p.setDirect(open && !now.Before(p.retryAt) && !stalled && len(p.held) < maxQueued && p.limbo.deliveries == 0 && p.spool.empty())
 	if p.direct {
 		n := 0
 		for n < len(p.held) && p.records < maxInFlight {
@@ -245,6 +267,7 @@ func (p *pipeline) step(now time.Time) error {
 
 // sort takes Kafka's answers. It reports whether one in flight was refused.
 func (p *pipeline) sort(answered []*delivery, now time.Time) (failed bool, err error) {
+	var refused refusal
 	for _, d := range answered {
 		switch {
 		case d == p.draining:
@@ -253,10 +276,9 @@ func (p *pipeline) sort(answered []*delivery, now time.Time) (failed bool, err e
 			}
 		case d.sent.IsZero():
 			p.limbo.deliveries--
-			p.limbo.failed = p.limbo.failed || d.err != nil
-		case d.err != nil:
-			failed = true
-			p.log.Warn("kafka refused a record; the spool takes over", service.KeyError, d.err)
+			p.limbo.failed = p.limbo.failed || d.refusal.records > 0
+		case d.refusal.records > 0:
+			refused.add(d.refusal.records, d.refusal.reasons...)
 		}
 	}
 	if p.limbo.deliveries == 0 && p.limbo != (limbo{}) {
@@ -268,7 +290,10 @@ func (p *pipeline) sort(answered []*delivery, now time.Time) (failed bool, err e
 		}
 		p.limbo = limbo{}
 	}
-	return failed, nil
+	if refused.records > 0 {
+		p.log.Warn("kafka refused records; the spool takes over", service.KeyError, refused.String(), service.KeyCount, refused.records)
+	}
+	return refused.records > 0, nil
 }
 
 func (p *pipeline) take() (answered []*delivery, open bool) {
@@ -319,7 +344,9 @@ func (p *pipeline) produce(d *delivery) {
 				err = p.refused(r, err)
 			}
 			p.mu.Lock()
-			d.err = errors.Join(d.err, err)
+			if err != nil {
+				d.refusal.add(1, err.Error())
+			}
 			d.pending--
 			done := d.pending == 0
 			p.mu.Unlock()
@@ -352,7 +379,7 @@ func (p *pipeline) answer(d *delivery) {
 func (p *pipeline) settleAnswered() {
 	n := 0
 	p.mu.Lock()
-	for n < len(p.inFlight) && p.inFlight[n].pending == 0 && p.inFlight[n].err == nil {
+	for n < len(p.inFlight) && p.inFlight[n].pending == 0 && p.inFlight[n].refusal.records == 0 {
 		p.records -= len(p.inFlight[n].records)
 		n++
 	}
@@ -450,7 +477,7 @@ func (p *pipeline) answerOf(d *delivery, sent bool) kafkaAnswer {
 		return notSent
 	case d.pending > 0:
 		return awaited
-	case d.err != nil:
+	case d.refusal.records > 0:
 		return rejected
 	}
 	return accepted
@@ -477,12 +504,12 @@ func (p *pipeline) drain() error {
 
 // drained takes Kafka's answer to drain.
 func (p *pipeline) drained(now time.Time) error {
-	err := p.draining.err
+	refused := p.draining.refusal
 	p.draining = nil
-	if err != nil {
+	if refused.records > 0 {
 		// All of it is sent again: copies are harmless, a hole in the order is not.
 		p.retryAt = now.Add(drainRetry)
-		p.log.Warn("kafka refused records of the spool; trying again", service.KeyError, err)
+		p.log.Warn("kafka refused records of the spool; trying again", service.KeyError, refused.String(), service.KeyCount, refused.records)
 		return nil
 	}
 	return p.spool.remove(p.drainEnd)
