@@ -53,6 +53,7 @@ type folder struct {
 	modified time.Time              // zero: to be listed again
 	files    map[string]fs.FileInfo // what is on disk, and the folders in it
 	watched  []string               // of the files, those that may grow
+	folders  []string
 }
 
 func newSyncer(dir string) *syncer {
@@ -105,7 +106,7 @@ func (s *syncer) sync() error {
 		return fmt.Errorf("look for what the embedded kafka has written: %w", err)
 	}
 	if f := s.dirs[partitions]; f != nil {
-		for _, name := range f.watched {
+		for _, name := range f.folders {
 			if err := s.look(filepath.Join(partitions, name), &changed, lastSegment); err != nil {
 				return fmt.Errorf("look for what the embedded kafka has written: %w", err)
 			}
@@ -120,19 +121,19 @@ func (s *syncer) sync() error {
 // everyFile watches all files of a folder.
 func everyFile(names []string) []string { return names }
 
-// lastSegment watches the last segment of a partition: the ones before do not grow. Its index grows with it.
+// lastSegment watches the last segment of a partition and its index: the ones before do not grow.
 func lastSegment(names []string) []string {
 	last, base := "", int64(-1)
 	for _, name := range names {
 		number, ok := strings.CutSuffix(name, segmentSuffix)
 		if n, err := strconv.ParseInt(number, 10, 64); ok && err == nil && n > base {
-			last, base = name, n
+			last, base = number, n
 		}
 	}
 	if last == "" {
 		return nil
 	}
-	return []string{last}
+	return []string{last + segmentSuffix, last + indexSuffix}
 }
 
 // look appends what has changed in a folder; watch picks the files that may grow without a change of the folder itself.
@@ -179,7 +180,7 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 	}
 	var names []string
 	before := f.files
-	f.files = make(map[string]fs.FileInfo, len(before))
+	f.files, f.folders = make(map[string]fs.FileInfo, len(before)), nil
 	renamed := false
 	for _, e := range entries {
 		info, err := e.Info()
@@ -190,21 +191,19 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 			return err
 		}
 		name := e.Name()
-		names = append(names, name)
-		if strings.HasSuffix(name, indexSuffix) {
-			continue
-		}
 		// A file that was removed and made again may get the same number.
 		was, known := before[name]
 		renamed = renamed || !known || !os.SameFile(was, info) || !e.IsDir() && info.Size() < was.Size()
+		if e.IsDir() {
+			f.files[name] = info
+			f.folders = append(f.folders, name)
+			continue
+		}
 		if known {
 			f.files[name] = was
 		}
-		if e.IsDir() {
-			f.files[name] = info
-		} else {
-			f.note(filepath.Join(dir, name), info, changed)
-		}
+		names = append(names, name)
+		f.note(filepath.Join(dir, name), info, changed)
 	}
 	if renamed {
 		*changed = append(*changed, dir)
@@ -213,18 +212,15 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 	return nil
 }
 
-// note appends a file that is not as it is on disk, a segment together with its index.
+// note appends a file that is not as it is on disk.
 func (f *folder) note(path string, info fs.FileInfo, changed *[]string) {
 	name := filepath.Base(path)
 	was, known := f.files[name]
-	if info.IsDir() || strings.HasSuffix(name, indexSuffix) || known && was.Size() == info.Size() && was.ModTime().Equal(info.ModTime()) && os.SameFile(was, info) {
+	if known && was.Size() == info.Size() && was.ModTime().Equal(info.ModTime()) && os.SameFile(was, info) {
 		return
 	}
 	f.files[name] = info
 	*changed = append(*changed, path)
-	if base, ok := strings.CutSuffix(path, segmentSuffix); ok {
-		*changed = append(*changed, base+indexSuffix)
-	}
 }
 
 // syncAll syncs files and folders at once.

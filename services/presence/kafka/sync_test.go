@@ -129,6 +129,12 @@ func TestSyncerFinds(t *testing.T) {
 	grow(t, partition, "7.dat", "7.idx")
 	d.expect(t, s, "the new segment has grown", "7.dat", "7.idx")
 
+	// The broker writes one after the other, and others have it synced in between.
+	grow(t, partition, "7.dat")
+	d.expect(t, s, "the segment has grown", "7.dat")
+	grow(t, partition, "7.idx")
+	d.expect(t, s, "its index follows", "7.idx")
+
 	for _, name := range []string{"7.dat", "7.idx"} {
 		if err := os.Remove(filepath.Join(partition, name)); err != nil {
 			t.Fatal(err)
