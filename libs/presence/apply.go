@@ -50,16 +50,16 @@ func (s *State) applyOpened(f *Fact) Outcome {
 
 // open joins a connection into the node: the newest wins.
 func (n *NodeState) open(c *Connection) Outcome {
-	n.noteOther(c)
 	if !n.Known {
 		n.Known, n.Conn = true, *c
+		n.trimMarks()
 		n.markUnordered(c)
 		n.settle()
 		return Applied
 	}
 	switch cmp := compareConn(c, &n.Conn); {
 	case cmp < 0:
-		changed := c.keyless() && n.noteMark(Mark{MS: c.OpenedMS, Order: c.Order})
+		changed := n.noteOpened(c)
 		n.noteEarlier(c, nil, 0)
 		changed = n.markTie(c, &n.Conn) || changed
 		if n.markUnordered(c) || changed {
@@ -69,9 +69,7 @@ func (n *NodeState) open(c *Connection) Outcome {
 	case cmp == 0:
 		return n.joinConn(c)
 	}
-	if n.Conn.keyless() {
-		n.noteMark(Mark{MS: n.Conn.OpenedMS, Order: n.Conn.Order})
-	}
+	n.noteOpened(&n.Conn)
 	end := &n.End
 	if !n.Ended {
 		end = nil
@@ -80,77 +78,10 @@ func (n *NodeState) open(c *Connection) Outcome {
 	n.markTie(&n.Conn, c)
 	n.Conn = *c
 	n.Ended, n.End, n.TakeoverMS = false, Close{}, 0
+	n.trimMarks()
 	n.markUnordered(c)
 	n.settle()
 	return Applied
-}
-
-// joinConn merges two sightings of one connection. The one that was seen wins over the one that is only implied; of two that were seen
-// the smaller description wins, whichever came first, and the earlier reception.
-func (n *NodeState) joinConn(c *Connection) Outcome {
-	if c.Seen != n.Conn.Seen {
-		if !c.Seen {
-			return Duplicate
-		}
-		n.Conn = *c
-		n.markUnordered(c)
-		return Applied
-	}
-	out := Duplicate
-	received := min(n.Conn.ReceivedMS, c.ReceivedMS)
-	if compareDescription(c, &n.Conn) < 0 {
-		n.Conn, out = *c, Applied
-	}
-	if received != n.Conn.ReceivedMS {
-		n.Conn.ReceivedMS, out = received, Applied
-	}
-	return out
-}
-
-func compareDescription(a, b *Connection) int {
-	for _, c := range []int{cmpString(a.Transport, b.Transport), cmpString(a.Dialect, b.Dialect), cmpString(a.Username, b.Username), cmpString(a.Peer, b.Peer),
-		cmpInt(int64(a.ProtocolVersion), int64(b.ProtocolVersion)), cmpOpt(a.KeepAliveS, b.KeepAliveS),
-		boolInt(a.CleanStart.Valid) - boolInt(b.CleanStart.Valid), boolInt(a.CleanStart.Value) - boolInt(b.CleanStart.Value)} {
-		if c != 0 {
-			return c
-		}
-	}
-	return cmpOpt(a.SessionExpiryS, b.SessionExpiryS)
-}
-
-func cmpOpt(a, b Opt[uint32]) int {
-	if a.Valid != b.Valid {
-		return boolInt(a.Valid) - boolInt(b.Valid)
-	}
-	return cmpInt(int64(a.Value), int64(b.Value))
-}
-
-// keyless reports whether the connection's dialect has no connection key, its Opened having been seen, so that only stamps tell which Closed is its own.
-func (c *Connection) keyless() bool { return c.Seen && ProfileOf(c.Dialect).Key == KeyNone }
-
-// noteMark keeps an Opened or an end by takeover of a dialect without a key that came before the newest Opened: the newest MaxMarks of them.
-func (n *NodeState) noteMark(m Mark) bool {
-	i, ok := slices.BinarySearchFunc(n.Marks, m, compareMark)
-	if ok {
-		return false
-	}
-	if len(n.Marks) < MaxMarks {
-		n.Marks = slices.Insert(n.Marks, i, m)
-		return true
-	}
-	if i == 0 {
-		return false
-	}
-	copy(n.Marks, n.Marks[1:i])
-	n.Marks[i-1] = m
-	return true
-}
-
-// noteOther keeps the newest Opened without a key that is not known to be over TCP.
-func (n *NodeState) noteOther(c *Connection) {
-	if c.keyless() && c.Transport != "tcp" {
-		n.OtherMS = max(n.OtherMS, c.OpenedMS)
-	}
 }
 
 // noteEarlier keeps a connection with a unique key that is not the newest of its node, or what is news of it: the newest MaxEarlier of them.
@@ -241,13 +172,6 @@ func (n *NodeState) settle() {
 	}
 }
 
-// noteTakeover keeps the mark of a Closed that is dropped because it came before the newest Opened.
-func (n *NodeState) noteTakeover(c *Close) {
-	if c.Key == "" && c.Reason.Takeover() && ProfileOf(c.Dialect).Key == KeyNone {
-		n.noteMark(Mark{MS: c.ClosedMS, Order: c.Order, Takeover: true})
-	}
-}
-
 // end joins a Closed of the newest connection: the earliest is the end, any takeover is remembered.
 func (n *NodeState) end(c *Close) Outcome {
 	out := Duplicate
@@ -258,8 +182,8 @@ func (n *NodeState) end(c *Close) Outcome {
 		n.Ended, n.End, out = true, *c, Applied
 		return out
 	}
-	if compareClose(c, &n.End) == 0 && c.ReceivedMS < n.End.ReceivedMS {
-		n.End.ReceivedMS, out = c.ReceivedMS, Applied
+	if compareClose(c, &n.End) == 0 && n.End.join(c) {
+		out = Applied
 	}
 	return out
 }
@@ -308,8 +232,7 @@ func (s *State) applyNamed(f *Fact, c *Close) Outcome {
 func (n *NodeState) hold(c *Close) Outcome {
 	i, ok := slices.BinarySearchFunc(n.Closes, *c, func(a, b Close) int { return compareClose(&a, &b) })
 	if ok {
-		if c.ReceivedMS < n.Closes[i].ReceivedMS {
-			n.Closes[i].ReceivedMS = c.ReceivedMS
+		if n.Closes[i].join(c) {
 			return Applied
 		}
 		return Duplicate
@@ -386,9 +309,6 @@ func (n *NodeState) empty() bool { return !n.Known && len(n.Closes) == 0 && n.Pr
 func (n *NodeState) prune(floor int64) (empty bool) {
 	if n.Known && n.Conn.OpenedMS <= floor {
 		n.Known, n.Conn, n.Ended, n.End, n.TakeoverMS, n.UnorderedMS = false, Connection{}, false, Close{}, 0, 0
-	}
-	if n.OtherMS <= floor {
-		n.OtherMS = 0
 	}
 	cut := 0
 	for cut < len(n.Marks) && n.Marks[cut].MS <= floor {

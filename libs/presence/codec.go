@@ -13,11 +13,11 @@ var ErrCorrupt = errors.New("corrupt presence state")
 // stateFormat is the first byte of an encoded state.
 //
 //	state    = format(1) uvarint(forgotten) uvarint(#nodes) node* uvarint(#observed) observed*
-//	node     = str(name) flags(1) [conn] [end] [uvarint(takeover)] [uvarint(other) uvarint(#marks) mark*] [uvarint(#earlier) earlier*] uvarint(#closes) close*
+//	node     = str(name) flags(1) [conn] [end] [uvarint(takeover)] [uvarint(#marks) mark*] [uvarint(#earlier) earlier*] uvarint(#closes) close*
 //	           [uvarint(pruned) uvarint(order)]
 //	conn     = dialect uvarint(opened) uvarint(order) key flags2(1) varint(received-opened) str(username) str(peer) str(transport)
 //	           protocol(1) [uvarint(keepalive)] [uvarint(expiry)]
-//	mark     = uvarint(time) uvarint(order) takeover(1)
+//	mark     = uvarint(time) uvarint(order) what(1) [peer(4)]
 //	earlier  = uvarint(opened) uvarint(order) flags3(1) [key] [varint(received-opened)] [varint(closed-opened) uvarint(order) reason(1)]
 //	           [uvarint(takeover)]
 //	close    = dialect uvarint(closed) uvarint(order) str(key) reason(1) str(raw) varint(received-closed)
@@ -26,7 +26,7 @@ var ErrCorrupt = errors.New("corrupt presence state")
 //	str      = uvarint(length) bytes
 //
 // A key that is the opening time in decimal is a flag. Every value has one encoding, so equal states are equal bytes.
-const stateFormat = 2
+const stateFormat = 3
 
 const (
 	flagKnown = 1 << iota
@@ -47,6 +47,9 @@ const (
 	connCleanKnown
 	connClean
 )
+
+// markTakeover follows the codes of transports.
+const markTakeover = 3
 
 const (
 	earlierSeen = 1 << iota
@@ -86,7 +89,7 @@ func (n *NodeState) append(dst []byte) []byte {
 		on  bool
 		bit byte
 	}{{n.Known, flagKnown}, {n.Ended, flagEnded}, {n.TakeoverMS != 0, flagTakeover}, {n.UnorderedMS != 0, flagUnordered},
-		{n.OtherMS != 0 || len(n.Marks) > 0, flagMarks}, {n.PrunedMS != 0, flagPruned}, {len(n.Earlier) > 0, flagEarlier}, {n.Skewed, flagSkewed}} {
+		{len(n.Marks) > 0, flagMarks}, {n.PrunedMS != 0, flagPruned}, {len(n.Earlier) > 0, flagEarlier}, {n.Skewed, flagSkewed}} {
 		if f.on {
 			flags |= f.bit
 		}
@@ -101,10 +104,10 @@ func (n *NodeState) append(dst []byte) []byte {
 	if n.TakeoverMS != 0 {
 		dst = binary.AppendUvarint(dst, uint64(n.TakeoverMS))
 	}
-	if n.OtherMS != 0 || len(n.Marks) > 0 {
-		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(n.OtherMS)), uint64(len(n.Marks)))
-		for _, m := range n.Marks {
-			dst = append(binary.AppendUvarint(binary.AppendUvarint(dst, uint64(m.MS)), uint64(m.Order)), byte(boolInt(m.Takeover)))
+	if len(n.Marks) > 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(n.Marks)))
+		for i := range n.Marks {
+			dst = n.Marks[i].append(dst)
 		}
 	}
 	if len(n.Earlier) > 0 {
@@ -121,6 +124,15 @@ func (n *NodeState) append(dst []byte) []byte {
 		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(n.PrunedMS)), uint64(n.PrunedOrder))
 	}
 	return dst
+}
+
+// append appends the mark.
+func (m *Mark) append(dst []byte) []byte {
+	dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(m.MS)), uint64(m.Order))
+	if m.Takeover {
+		return append(dst, markTakeover)
+	}
+	return binary.LittleEndian.AppendUint32(append(dst, byte(m.Over)), m.Peer)
 }
 
 func (c *Connection) append(dst []byte) []byte {
@@ -269,6 +281,16 @@ func (r *reader) varint() int64 {
 	return v
 }
 
+func (r *reader) uint32() uint32 {
+	if len(r.b) < 4 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	v := binary.LittleEndian.Uint32(r.b)
+	r.b = r.b[4:]
+	return v
+}
+
 func (r *reader) int() int64 { return int64(r.uvarint()) }
 
 // count reads the number of elements that follow; each takes at least one byte.
@@ -321,12 +343,11 @@ func (r *reader) node(n *NodeState) {
 		n.UnorderedMS = n.Conn.OpenedMS
 	}
 	if flags&flagMarks != 0 {
-		n.OtherMS = r.int()
-		if c := r.count(); c > 0 {
-			n.Marks = make([]Mark, c)
-			for i := range n.Marks {
-				n.Marks[i] = Mark{MS: r.int(), Order: uint32(r.uvarint()), Takeover: r.byte() == 1}
-			}
+		c := r.count()
+		r.bad = r.bad || c == 0
+		n.Marks = make([]Mark, c)
+		for i := range n.Marks {
+			r.mark(&n.Marks[i])
 		}
 	}
 	if flags&flagEarlier != 0 {
@@ -370,6 +391,19 @@ func (r *reader) conn(c *Connection) {
 	}
 	if flags&connExpiry != 0 {
 		c.SessionExpiryS = Some(uint32(r.uvarint()))
+	}
+}
+
+func (r *reader) mark(m *Mark) {
+	m.MS, m.Order = r.int(), uint32(r.uvarint())
+	switch what := r.byte(); {
+	case what == markTakeover:
+		m.Takeover = true
+	case what < markTakeover:
+		m.Over = transport(what)
+		m.Peer = r.uint32()
+	default:
+		r.bad = true
 	}
 }
 

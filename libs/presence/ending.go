@@ -219,14 +219,14 @@ func (n *NodeState) rather(c *Close) Presence {
 
 // unkeyedEnding decides what closes that name no connection mean for the newest one (L2, L4).
 func (n *NodeState) unkeyedEnding(e *end) {
-	certain := e.profile.Certain
-	pending, forgotten := n.lateLinePending()
-	if !pending && !forgotten {
-		certain |= e.profile.CertainOverTCP
-	}
+	pending, forgottenMS := n.lateLinePending(e.nodeTable)
 	var doubt, tie, takeover *Close
 	for i := range n.Closes {
 		c := &n.Closes[i]
+		certain := e.profile.Certain
+		if !pending && c.ClosedMS >= forgottenMS {
+			certain |= e.profile.CertainOverTCP
+		}
 		switch {
 		case c.Reason.Takeover():
 			takeover = c
@@ -254,7 +254,7 @@ func (n *NodeState) unkeyedEnding(e *end) {
 		e.state, e.takeover, e.sinceMS = replaced, takeover.ClosedMS, takeover.ClosedMS
 	case n.PrunedMS != 0:
 		e.state, e.sinceMS = pruned, n.PrunedMS
-	case doubt != nil && forgotten && e.profile.CertainOverTCP.Has(doubt.Reason):
+	case doubt != nil && !pending && doubt.ClosedMS < forgottenMS && e.profile.CertainOverTCP.Has(doubt.Reason):
 		e.end(doubt)
 		e.state = pruned
 	case doubt != nil:
@@ -263,20 +263,4 @@ func (n *NodeState) unkeyedEnding(e *end) {
 		e.end(tie)
 		e.state, e.belief = undecided, Online
 	}
-}
-
-// lateLinePending reports whether the end of a connection that was taken over may still come: any connection before the newest was not over TCP, or
-// was taken over without having been seen (H3). It is forgotten if so much happened in so short a time that the set of marks does not tell.
-func (n *NodeState) lateLinePending() (pending, forgotten bool) {
-	if n.OtherMS != 0 {
-		return true, false
-	}
-	full := len(n.Marks) == MaxMarks
-	for i, m := range n.Marks {
-		// What was there before the oldest mark is known only if the set is not full.
-		if m.Takeover && (i > 0 && n.Marks[i-1].Takeover || i == 0 && !full) {
-			return true, false
-		}
-	}
-	return false, full && n.Conn.OpenedMS-n.Marks[0].MS < deliveryMS
 }

@@ -10,7 +10,8 @@ const (
 	MaxCloses       = 16                  // Closed kept per node that may concern a later connection
 	MaxEarlier      = 4                   // connections with a unique key kept per node besides the newest
 	MaxSkewed       = 16                  // the same, where stamps are not of one clock
-	MaxMarks        = 16                  // Opened and takeovers before the newest Opened kept per node of a dialect without a key
+	MaxMarks        = 32                  // Opened and takeovers before the newest Opened kept per node of a dialect without a key
+	MaxOldMarks     = 4                   // of them, those that are a minute or more before it
 	MaxObservations = 4                   // Observed kept per client
 	MaxAgeMS        = 24 * 60 * 60 * 1000 // a node's facts older than the client's newest Opened by more are dropped
 )
@@ -65,6 +66,8 @@ type Mark struct {
 	MS       int64
 	Order    uint32
 	Takeover bool
+	Over     transport // of an Opened: what any of its copies knows
+	Peer     uint32    // of an Opened, a hash: two connections may have one stamp
 }
 
 // Observation is an Observed as the state keeps it.
@@ -91,8 +94,6 @@ type NodeState struct {
 	// UnorderedMS equals Conn.OpenedMS if an Opened with that stamp had no order, so that closes with the stamp decide nothing, or if another
 	// with a reusable key had the same; else 0.
 	UnorderedMS int64
-	// OtherMS is the newest Opened of a dialect without a key that is not known to be over TCP; 0 if there was none.
-	OtherMS int64
 	// Marks are the newest below Conn, of a dialect without a key; ascending.
 	Marks []Mark
 	// Earlier are the newest connections with a unique key below Conn; ascending.
@@ -178,10 +179,13 @@ func compareMark(a, b Mark) int {
 	if c := compareStamp(a.MS, a.Order, b.MS, b.Order); c != 0 {
 		return c
 	}
-	return boolInt(a.Takeover) - boolInt(b.Takeover)
+	if c := boolInt(a.Takeover) - boolInt(b.Takeover); c != 0 {
+		return c
+	}
+	return cmpInt(int64(a.Peer), int64(b.Peer))
 }
 
-// compareClose orders closes of one node; zero only for closes that differ in nothing but their reception.
+// compareClose orders closes of one node; zero only for copies, which join.
 func compareClose(a, b *Close) int {
 	if c := compareCloseStamp(a.ClosedMS, a.Order, b.ClosedMS, b.Order); c != 0 {
 		return c
@@ -192,10 +196,11 @@ func compareClose(a, b *Close) int {
 	if c := cmpInt(int64(a.Reason), int64(b.Reason)); c != 0 {
 		return c
 	}
-	if c := cmpString(a.Dialect, b.Dialect); c != 0 {
+	if c := cmpString(a.RawReason, b.RawReason); c != 0 {
 		return c
 	}
-	return cmpString(a.RawReason, b.RawReason)
+	// As for connections.
+	return cmpInt(int64(ProfileOf(a.Dialect).Key), int64(ProfileOf(b.Dialect).Key))
 }
 
 func compareObservation(a, b *Observation) int {

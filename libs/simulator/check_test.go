@@ -25,7 +25,7 @@ type run struct {
 const allowanceMS = presence.DefaultAllowanceMS
 
 // manyFacts about one client may fill a set of the state (L8).
-const manyFacts = presence.MaxMarks
+const manyFacts = presence.MaxCloses
 
 // fold applies a history in the order of arrival. The answer to a query is asserted if the status differs from it.
 func fold(h *History) *run {
