@@ -56,10 +56,15 @@ func TestHistoryCheck(t *testing.T) {
 			f.offset, f.ReceivedMS = 4, f.ReceivedMS+100
 			c.facts = append(c.facts, f)
 		}, ""},
+		{"fact copied by a bridge that knows less", func(c *clientHistory) {
+			f := c.facts[2]
+			f.offset, f.Transport = 4, ""
+			c.facts = append(c.facts, f)
+		}, ""},
 		{"publisher crashed", func(c *clientHistory) { c.states = append(c.states[:3:3], c.states[1:]...) }, ""},
 		{"fact copied with other content", func(c *clientHistory) {
 			f := c.facts[3]
-			f.offset, f.Username = 4, "other"
+			f.offset, f.Transport = 4, "websocket"
 			c.facts = append(c.facts, f)
 		}, "two facts have the ID"},
 		{"published again with other bytes", func(c *clientHistory) {

@@ -237,7 +237,7 @@ func (h *history) agrees(answer *presencev1.Client) error {
 
 // check checks what is promised of a client's records:
 //
-//   - copies of a fact are equal but for when they were received;
+//   - copies of a fact are equal but for when they were received, and for what one does not know;
 //   - states come in version order; what comes again, after a crash of its publisher, has the same version and the same bytes;
 //   - each transition begins where the one before it ended, and changes something;
 //   - none is invented: each is what the fold makes of the facts up to its version;
@@ -253,12 +253,11 @@ func (h *history) check(clientID string) error {
 func (c *clientHistory) checkCopies() error {
 	first := map[string]presence.Fact{}
 	for _, f := range c.facts {
-		copied := f.Fact
-		copied.ReceivedMS = 0
-		if before, ok := first[f.ID]; !ok {
-			first[f.ID] = copied
-		} else if before != copied {
-			return fmt.Errorf("two facts have the ID %s: %+v and %+v", f.ID, before, copied)
+		before, ok := first[f.ID]
+		if !ok {
+			first[f.ID] = f.Fact
+		} else if !f.CopyOf(&before) {
+			return fmt.Errorf("two facts have the ID %s: %+v and %+v", f.ID, before, f.Fact)
 		}
 	}
 	return nil

@@ -47,9 +47,8 @@ func (c *client) checkCopies() error {
 			seen[f.ID] = f
 			continue
 		}
-		a, b := *before, *f
-		if a.ReceivedMS, b.ReceivedMS = 0, 0; a != b {
-			return fmt.Errorf("two facts have the ID %s: %+v and %+v", f.ID, a, b)
+		if !f.CopyOf(before) {
+			return fmt.Errorf("two facts have the ID %s: %+v and %+v", f.ID, *before, *f)
 		}
 	}
 	return nil

@@ -5,7 +5,7 @@
 //
 // [Ledger] takes in all records of the topics, in any interleaving of the partitions, and [Ledger.Check] proves:
 //
-//   - copies of a fact are equal but for when they were received, and all records of a client are in the partition of its key;
+//   - copies of a fact are equal but for when they were received and for what one of them does not know, and all records of a client are in the partition of its key;
 //   - the states of a client come in the order of their versions, and what comes again has the same bytes;
 //   - every transition is what the fold makes of the facts up to its version, begins where the one before it ended, and changes something; every state is
 //     the folded one, byte for byte;

@@ -142,6 +142,10 @@ func TestCheck(t *testing.T) {
 			x.facts = append(x.facts, x.facts[3])
 			x.facts[5].ReceivedMS += 100
 		}, ""},
+		{"fact copied by a bridge that knows less", func(x *topics) {
+			x.facts = append(x.facts, x.facts[0])
+			x.facts[5].Transport = ""
+		}, ""},
 		{"publisher crashed", func(x *topics) { x.states = append(x.states, again(x.states[0]), again(x.states[last])) }, ""},
 		{"successor", func(x *topics) {
 			x.states[5].ProducerID, x.states[last].ProducerID = 8, 8
@@ -149,7 +153,7 @@ func TestCheck(t *testing.T) {
 		}, ""},
 		{"fact copied with other content", func(x *topics) {
 			x.facts = append(x.facts, x.facts[3])
-			x.facts[5].Username = "other"
+			x.facts[5].Transport = "websocket"
 		}, "two facts have the ID"},
 		{"published again with other bytes", func(x *topics) {
 			r := again(x.states[last])
