@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,20 +25,7 @@ import (
 // bridgesPatience bounds what comes after an outage.
 const bridgesPatience = 60 * time.Second
 
-// bridgeBinary is built next to the other one, and removed with it.
-var bridgeBinary = sync.OnceValues(func() (string, error) {
-	other, err := build()
-	if err != nil {
-		return "", err
-	}
-	binary := filepath.Join(filepath.Dir(other), "bridge")
-	cmd := exec.Command("go", "build", "-o", binary, "./cmd/bridge")
-	cmd.Dir = filepath.Join("..", "services", "bridge")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build bridge: %w\n%s", err, out)
-	}
-	return binary, nil
-})
+var buildBridge = sync.OnceValues(func() (string, error) { return buildService("bridge") })
 
 // bridgeProcess is a bridge as a child process, whose data folder outlives it.
 type bridgeProcess struct {
@@ -52,7 +38,7 @@ type bridgeProcess struct {
 
 func newBridgeProcess(t *testing.T, name, broker string, cfg eventlog.Config, flags ...string) *bridgeProcess {
 	t.Helper()
-	binary, err := bridgeBinary()
+	binary, err := buildBridge()
 	must(t, err)
 	b := &bridgeProcess{binary: binary, admin: freeAddr(t), log: &output{}}
 	b.flags = append([]string{"--bridge-name", name, "--mqtt-url", "mqtt://" + broker, "--kafka-brokers", strings.Join(cfg.Brokers, ","),

@@ -49,25 +49,31 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "presence-e2e-")
+// binaries is the folder of what is built for all tests; TestMain removes it.
+var binaries = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "presence-e2e-") })
+
+var build = sync.OnceValues(func() (string, error) { return buildService("presence") })
+
+// buildService builds the binary of a service.
+func buildService(name string) (string, error) {
+	dir, err := binaries()
 	if err != nil {
 		return "", err
 	}
-	binary := filepath.Join(dir, "presence")
-	cmd := exec.Command("go", "build", "-o", binary, "./cmd/presence")
-	cmd.Dir = filepath.Join("..", "services", "presence")
+	binary := filepath.Join(dir, name)
+	cmd := exec.Command("go", "build", "-o", binary, "./cmd/"+name)
+	cmd.Dir = filepath.Join("..", "services", name)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build presence: %w\n%s", err, out)
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	return binary, nil
-})
+}
 
-// TestMain removes what build made.
+// TestMain removes what was built.
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if binary, err := build(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(binary))
+	if dir, err := binaries(); err == nil {
+		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
