@@ -90,7 +90,7 @@ func nodeProto(f *presence.NodeFact) []byte {
 		UptimeMs: pointer(f.UptimeMS), StartedMs: f.StartedMS, StartedReceivedMs: f.StartedReceivedMS,
 		CompleteSinceMs: f.CompleteSinceMS, GapFromMs: f.GapFromMS, GapToMs: f.GapToMS, ResyncedMs: f.ResyncedMS,
 		DroppedCount: f.DroppedCount, DroppedFromMs: f.DroppedFromMS, DroppedToMs: f.DroppedToMS, LeaseMs: f.LeaseMS,
-		SetBackFromMs: f.SetBackFromMS, SetBackToMs: f.SetBackToMS, CoveredMs: coveredTimes(f),
+		SetBackFromMs: f.SetBackFromMS, SetBackToMs: f.SetBackToMS, CoveredMs: coveredText(f),
 	})
 }
 

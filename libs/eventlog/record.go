@@ -3,6 +3,8 @@ package eventlog
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -322,29 +324,33 @@ func AppendNodeFactJSON(dst []byte, f *presence.NodeFact) []byte {
 	w.int("lease_ms", f.LeaseMS)
 	w.int("set_back_from_ms", f.SetBackFromMS)
 	w.int("set_back_to_ms", f.SetBackToMS)
-	w.ints("covered_ms", coveredTimes(f))
+	w.str("covered_ms", coveredText(f))
 	return w.close()
 }
 
-// coveredTimes returns the spans that a Feed fact has covered as a flat list: from, to, from, to.
-func coveredTimes(f *presence.NodeFact) []int64 {
-	var times []int64
-	for _, s := range f.Covered[:f.Covered.Len()] {
-		times = append(times, s.FromMS, s.ToMS)
+// coveredText returns the spans that a Feed fact has covered as the contract writes them: records are flat.
+func coveredText(f *presence.NodeFact) string {
+	var b []byte
+	for i, s := range f.Covered[:f.Covered.Len()] {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = append(strconv.AppendInt(b, s.FromMS, 10), '-')
+		b = strconv.AppendInt(b, s.ToMS, 10)
 	}
-	return times
+	return string(b)
 }
 
-// setCovered is the inverse of coveredTimes. Of more spans than there is room for the latest stay.
-func setCovered(f *presence.NodeFact, times []int64) error {
-	if len(times)%2 != 0 {
-		return fmt.Errorf("%d times are no list of from, to", len(times))
-	}
+// setCovered is the inverse of coveredText. Of more spans than there is room for the latest stay.
+func setCovered(f *presence.NodeFact, text string) error {
+	f.Covered = presence.Coverage{}
 	last := int64(0)
-	for i := 0; i < len(times); i += 2 {
-		from, to := times[i], times[i+1]
-		if from <= 0 || from < last || to < from {
-			return fmt.Errorf("%d to %d is no span after %d", from, to, last)
+	for _, span := range strings.Fields(text) {
+		begin, end, _ := strings.Cut(span, "-")
+		from, err := strconv.ParseInt(begin, 10, 64)
+		to, toErr := strconv.ParseInt(end, 10, 64)
+		if err := errors.Join(err, toErr); err != nil || from <= 0 || from < last || to < from {
+			return fmt.Errorf("%.60q is no span, from-to, after %d", span, last)
 		}
 		f.Covered.Add(from, to)
 		last = to
@@ -378,9 +384,11 @@ func decodeNodeFactJSON(b []byte, f *presence.NodeFact) error {
 		case "uptime_ms":
 			r.optMS(&f.UptimeMS)
 		case "covered_ms":
-			f.Covered = presence.Coverage{}
-			if err := setCovered(f, r.times()); err != nil {
-				r.fail(err)
+			var spans string
+			if r.str(&spans); r.err == nil {
+				if err := setCovered(f, spans); err != nil {
+					r.fail(err)
+				}
 			}
 		default:
 			if n := numbers[string(name)]; n != nil {

@@ -25,7 +25,8 @@ const (
 // An absent field is unknown. Times are epoch milliseconds.
 type ClientEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Deterministic: copies of one fact have the same ID.
+	// Deterministic: copies of one fact have the same ID. They differ in received_ms, and in what a bridge does not know whose session began too late:
+	// transport, or a dialect of another version. Take the smallest received_ms, and of the rest what any copy knows.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// connected, disconnected, observed or forgotten.
 	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
@@ -319,9 +320,9 @@ type NodeEvent struct {
 	// alive, started: the node's clock was set back from the first time to the second: stamps between them come twice.
 	SetBackFromMs int64 `protobuf:"varint,20,opt,name=set_back_from_ms,json=setBackFromMs,proto3" json:"set_back_from_ms,omitempty"`
 	SetBackToMs   int64 `protobuf:"varint,21,opt,name=set_back_to_ms,json=setBackToMs,proto3" json:"set_back_to_ms,omitempty"`
-	// feed: the latest times before complete_since_ms in which it was complete: from, to, from, to, and so on. What one bridge missed another one may
-	// have received.
-	CoveredMs     []int64 `protobuf:"varint,22,rep,packed,name=covered_ms,json=coveredMs,proto3" json:"covered_ms,omitempty"`
+	// feed: the latest spans before complete_since_ms in which it was complete, as from-to with spaces between them: "1760000000000-1760000060000
+	// 1760000090000-1760000100000". What one bridge missed another one may have received.
+	CoveredMs     string `protobuf:"bytes,22,opt,name=covered_ms,json=coveredMs,proto3" json:"covered_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,11 +504,11 @@ func (x *NodeEvent) GetSetBackToMs() int64 {
 	return 0
 }
 
-func (x *NodeEvent) GetCoveredMs() []int64 {
+func (x *NodeEvent) GetCoveredMs() string {
 	if x != nil {
 		return x.CoveredMs
 	}
-	return nil
+	return ""
 }
 
 // ClientState is the value of a record of presence.client-state.v1: a transition, a changed state without one, or a checkpoint.
@@ -790,7 +791,7 @@ const file_presence_v1_event_proto_rawDesc = "" +
 	"\x10set_back_from_ms\x18\x14 \x01(\x03R\rsetBackFromMs\x12#\n" +
 	"\x0eset_back_to_ms\x18\x15 \x01(\x03R\vsetBackToMs\x12\x1d\n" +
 	"\n" +
-	"covered_ms\x18\x16 \x03(\x03R\tcoveredMsB\f\n" +
+	"covered_ms\x18\x16 \x01(\tR\tcoveredMsB\f\n" +
 	"\n" +
 	"_uptime_ms\"\xe6\x04\n" +
 	"\vClientState\x12\x12\n" +
