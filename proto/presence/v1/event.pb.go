@@ -321,7 +321,7 @@ type NodeEvent struct {
 	SetBackFromMs int64 `protobuf:"varint,20,opt,name=set_back_from_ms,json=setBackFromMs,proto3" json:"set_back_from_ms,omitempty"`
 	SetBackToMs   int64 `protobuf:"varint,21,opt,name=set_back_to_ms,json=setBackToMs,proto3" json:"set_back_to_ms,omitempty"`
 	// feed: the latest spans before complete_since_ms in which it was complete, as from-to with spaces between them: "1760000000000-1760000060000
-	// 1760000090000-1760000100000". What one bridge missed another one may have received.
+	// 1760000090000-1760000100000"; at most 8. What one bridge missed another one may have received.
 	CoveredMs     string `protobuf:"bytes,22,opt,name=covered_ms,json=coveredMs,proto3" json:"covered_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
