@@ -75,7 +75,7 @@ type entry struct {
 const (
 	blockEntries = 128
 	entryBytes   = int(unsafe.Sizeof(entry{})) + 64 // and its place in byKey
-	// keptBytes is the largest set whose memory is kept for the next one.
+	// keptBytes is the size from which a set's memory is not kept: there are few such sets, and far between.
 	keptBytes = 16 << 20
 )
 
@@ -83,7 +83,7 @@ func (f *fold) init() { f.byKey = map[string]int{} }
 
 // reset empties the set.
 func (f *fold) reset() {
-	// The memory of a larger set is kept for the next larger one only.
+	// Memory is kept for the next set, unless that is likely to need far less.
 	if f.memory() > keptBytes || f.records <= liveBatch && len(f.blocks)*blockEntries > 4*liveBatch {
 		*f = fold{blank: f.blank, byKey: map[string]int{}, scratch: f.scratch, state: f.state, key: f.key}
 		return
