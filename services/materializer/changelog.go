@@ -34,6 +34,8 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 	if err != nil {
 		return err
 	}
+	// From here on rows change that the partition as it was, which may still be read, does not answer for.
+	p.unserve()
 	before := p.meta.Next
 	m := &merge{p: p, was: p.meta, found: found, unpublished: map[string][]unpublished{}, newest: map[string]record{}}
 	if next < end && start < end {
@@ -57,6 +59,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 	if m.checkpoint > p.meta.Next {
 		// From here on the clock goes by the facts that come; others have it from those before.
 		p.meta.ClockMS, p.meta.AheadMS = max(p.meta.ClockMS, m.clockMS), 0
+		p.meta.AppliedMS = max(p.meta.AppliedMS, m.appliedMS)
 	}
 	if p.meta.Next = max(p.meta.Next, m.checkpoint); p.meta.Next == 0 {
 		p.meta.Next = first
@@ -68,7 +71,7 @@ func (p *partition) catchUpChangelog(ctx context.Context, pub *publisher, found 
 	}
 	if !found || m.replaced > 0 || p.meta.Next > before {
 		// Nor do they have the sessions, unless there is a fact from the first one on.
-		since := p.historyFrom()
+		since := p.historyFrom(m.latestMS)
 		if p.meta.Next == 0 && since != store.NoHistory {
 			since = store.HistoryAll
 		}
@@ -110,7 +113,7 @@ func (p *partition) changelogBounds(ctx context.Context, pub *publisher, next in
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			return 0, 0, fmt.Errorf("wait until %s partition %d is committed up to offset %d, it is up to %d: %w", eventlog.TopicClientState, p.id, sealed, end, ctx.Err())
+			return 0, 0, away(fmt.Errorf("wait until %s partition %d is committed up to offset %d, it is up to %d: %w", eventlog.TopicClientState, p.id, sealed, end, ctx.Err()))
 		}
 	}
 }
@@ -125,6 +128,8 @@ type merge struct {
 	found      bool       // there are rows that were folded here
 	checkpoint int64      // largest checkpoint seen
 	clockMS    int64      // the partition's clock at it
+	appliedMS  int64      // the largest received time of the facts below it
+	latestMS   int64      // the largest received time that a row tells of which was replaced
 	replaced   int
 	outbox     []store.Chunk
 	dropped    []map[int]bool // of each chunk of the outbox, by index of the record
@@ -273,7 +278,7 @@ func (m *merge) read(ctx context.Context, from, end int64) error {
 			return ctx.Err()
 		}
 		if silent {
-			return fmt.Errorf("read %s partition %d: no record from offset %d to the end offset %d within %v", eventlog.TopicClientState, m.p.id, next, end, changelogSilence)
+			return away(fmt.Errorf("read %s partition %d: no record from offset %d to the end offset %d within %v", eventlog.TopicClientState, m.p.id, next, end, changelogSilence))
 		}
 		if err := fetchError(ctx, fetches); err != nil {
 			return err
@@ -305,7 +310,10 @@ func (m *merge) apply(ctx context.Context, records []*kgo.Record) error {
 		}
 		if d.state != nil && d.state.Checkpoint {
 			if d.state.EventOffset >= m.checkpoint {
-				m.checkpoint, m.clockMS = d.state.EventOffset, d.state.ClockMS
+				m.checkpoint, m.clockMS, m.appliedMS = d.state.EventOffset, d.state.ClockMS, 0
+				if r.Attrs.TimestampType() == 0 { // the publisher's, not Kafka's
+					m.appliedMS = max(0, r.Timestamp.UnixMilli())
+				}
 			}
 			continue
 		}
@@ -369,10 +377,14 @@ func (m *merge) replace(b *store.Batch, key []byte, n *record, wins bool) error 
 	m.state = row.State.Append(m.state[:0])
 	b.PutRow(key, indexed, &row, m.state)
 	m.replaced++
+	m.latestMS = max(m.latestMS, row.ReceivedMS)
 	if m.found {
-		m.p.meta.Next, m.p.meta.SweptNode = min(m.p.meta.Next, n.version.Event+1), -1
+		m.p.meta.SweptNode = -1
+		if next := n.version.Event + 1; next < m.p.meta.Next {
+			// The row tells of no fact that is not below the offset. Those that are ahead of it say nothing of how far the partition is.
+			m.p.meta.Next, m.p.meta.AppliedMS = next, min(m.p.meta.AppliedMS, row.ReceivedMS)
+		}
 	}
-	m.p.meta.AppliedMS = max(m.p.meta.AppliedMS, row.ReceivedMS)
 	return nil
 }
 

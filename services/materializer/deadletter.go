@@ -44,7 +44,7 @@ func (d *deadLetters) send(ctx context.Context, letters []*eventlog.DeadLetter) 
 		records[i] = eventlog.DeadLetterRecord(l)
 	}
 	if err := d.client.ProduceSync(ctx, records...).FirstErr(); err != nil {
-		return fmt.Errorf("publish %d dead letters of %s: %w", len(letters), letters[0].Topic, err)
+		return away(fmt.Errorf("publish %d dead letters of %s: %w", len(letters), letters[0].Topic, err))
 	}
 	for _, l := range letters {
 		d.metrics.deadLetters.WithLabelValues(l.Reason).Inc()

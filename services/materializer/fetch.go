@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
+	"github.com/mqtt-presence/presence/libs/service"
 )
 
 const (
@@ -45,6 +46,8 @@ type fetcher struct {
 	wake   chan struct{}
 	queues map[int32]*queue // touched by run only
 	paused map[int32]bool   // touched by run only
+	// trouble is touched by run only.
+	trouble fetchTrouble
 	// polled is when a partition was polled for the last time, in epoch milliseconds. Touched by run only.
 	polled map[int32]int64
 }
@@ -135,9 +138,11 @@ func (f *fetcher) poll(ctx context.Context) error {
 	pollCtx, cancel := f.runPending(ctx)
 	fetches := f.client.PollFetches(pollCtx)
 	cancel()
-	if err := fetchError(ctx, fetches); err != nil {
+	err := fetchError(ctx, fetches)
+	if err != nil && !isAway(err) {
 		return err
 	}
+	defer f.trouble.note(ctx, f.log, eventlog.TopicClientEvents, err, fetches.NumRecords() > 0)
 	now := time.Now().UnixMilli()
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 		if p.Topic != eventlog.TopicClientEvents || p.Err != nil {
@@ -291,8 +296,9 @@ func (q *queue) take(dst []*kgo.Record, limit int, below int64) []*kgo.Record {
 // errOutOfRange is returned when Kafka does not keep the offset to go on from.
 var errOutOfRange = errors.New("facts are lost")
 
-// fetchError returns the first error of a poll, nil if it only was interrupted. The Kafka client has tried again before where that helps.
-func fetchError(ctx context.Context, fetches kgo.Fetches) error {
+// fetchError returns the gravest error of a poll, nil if it only was interrupted. If it isAway, the Kafka client goes on trying, and the other partitions
+// of the poll are as they should be.
+func fetchError(ctx context.Context, fetches kgo.Fetches) (first error) {
 	for _, e := range fetches.Errors() {
 		switch {
 		case ctx.Err() != nil || errors.Is(e.Err, context.Canceled) || errors.Is(e.Err, kgo.ErrClientClosed):
@@ -301,7 +307,29 @@ func fetchError(ctx context.Context, fetches kgo.Fetches) error {
 			return fmt.Errorf("%w: %s partition %d no longer has the offset to go on from (retention passed, or the topic was cut): %w; "+
 				"empty data-dir to begin with the latest checkpoint, or raise the topic's retention", errOutOfRange, e.Topic, e.Partition, e.Err)
 		}
-		return fmt.Errorf("read %s partition %d: %w", e.Topic, e.Partition, e.Err)
+		var lost *kgo.ErrDataLoss
+		if errors.As(e.Err, &lost) {
+			return fmt.Errorf("%w: read %s partition %d: %w", errOutOfRange, e.Topic, e.Partition, e.Err)
+		}
+		if first == nil || isAway(first) {
+			first = away(fmt.Errorf("read %s partition %d: %w", e.Topic, e.Partition, e.Err))
+		}
 	}
-	return nil
+	return first
+}
+
+// fetchTrouble logs that a topic is not read, once, until it is read again, and waits a little.
+type fetchTrouble struct{ said bool }
+
+// note takes the error of a poll, which is nil or isAway, and whether it had records.
+func (t *fetchTrouble) note(ctx context.Context, log *slog.Logger, topic string, err error, records bool) {
+	if err != nil {
+		if !t.said {
+			log.Warn("kafka does not answer; reading goes on when it does", service.KeyTopic, topic, service.KeyError, err)
+		}
+		t.said = true
+		pauseFor(ctx, retryFirst)
+	} else if records {
+		t.said = false
+	}
 }

@@ -15,23 +15,28 @@ import (
 
 // bounds returns the first offset of a partition and its end offset.
 func bounds(ctx context.Context, adm *kadm.Client, topic string, partition int32) (first, end int64, err error) {
-	if first, err = offsetOf(ctx, adm.ListStartOffsets, topic, partition); err != nil {
-		return 0, 0, err
-	}
-	end, err = offsetOf(ctx, adm.ListEndOffsets, topic, partition)
-	return first, end, err
+	return boundsOf(ctx, adm.ListStartOffsets, adm.ListEndOffsets, topic, partition)
 }
 
 // committedBounds is bounds with the end of what is committed: no open transaction is below it.
 func committedBounds(ctx context.Context, adm *kadm.Client, topic string, partition int32) (first, end int64, err error) {
-	if first, err = offsetOf(ctx, adm.ListStartOffsets, topic, partition); err != nil {
-		return 0, 0, err
-	}
-	end, err = offsetOf(ctx, adm.ListCommittedOffsets, topic, partition)
-	return first, end, err
+	return boundsOf(ctx, adm.ListStartOffsets, adm.ListCommittedOffsets, topic, partition)
 }
 
-func offsetOf(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partition int32) (int64, error) {
+// listOffsets asks for one kind of offset of all partitions of topics.
+type listOffsets = func(context.Context, ...string) (kadm.ListedOffsets, error)
+
+func boundsOf(ctx context.Context, starts, ends listOffsets, topic string, partition int32) (first, end int64, err error) {
+	if first, err = offsetOf(ctx, starts, topic, partition); err == nil {
+		end, err = offsetOf(ctx, ends, topic, partition)
+	}
+	if err != nil {
+		return 0, 0, away(err)
+	}
+	return first, end, nil
+}
+
+func offsetOf(ctx context.Context, list listOffsets, topic string, partition int32) (int64, error) {
 	deadline := time.NewTimer(offsetsWithin)
 	defer deadline.Stop()
 	tick := time.NewTicker(offsetsInterval)
@@ -57,7 +62,7 @@ const (
 	offsetsInterval = 250 * time.Millisecond
 )
 
-func offsetNow(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partition int32) (int64, error) {
+func offsetNow(ctx context.Context, list listOffsets, topic string, partition int32) (int64, error) {
 	listed, err := list(ctx, topic)
 	if err != nil {
 		return 0, fmt.Errorf("list the offsets of %s: %w", topic, err)
@@ -76,11 +81,11 @@ func offsetNow(ctx context.Context, list func(context.Context, ...string) (kadm.
 func identity(ctx context.Context, adm *kadm.Client) (id store.Identity, state [16]byte, err error) {
 	m, err := adm.Metadata(ctx, eventlog.TopicClientEvents, eventlog.TopicNodeEvents, eventlog.TopicClientState)
 	if err != nil {
-		return id, state, fmt.Errorf("ask kafka for its identity: %w", err)
+		return id, state, away(fmt.Errorf("ask kafka for its identity: %w", err))
 	}
 	clients, nodes, states := m.Topics[eventlog.TopicClientEvents], m.Topics[eventlog.TopicNodeEvents], m.Topics[eventlog.TopicClientState]
 	if err := errors.Join(clients.Err, nodes.Err, states.Err); err != nil {
-		return id, state, fmt.Errorf("ask kafka for the identity of its topics: %w", err)
+		return id, state, away(fmt.Errorf("ask kafka for the identity of its topics: %w", err))
 	}
 	return store.Identity{KafkaCluster: m.Cluster, TopicID: clients.ID, NodeTopicID: nodes.ID, Partitions: int32(len(clients.Partitions))}, states.ID, nil
 }

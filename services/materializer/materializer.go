@@ -31,6 +31,8 @@ type Materializer struct {
 	listenMu sync.Mutex
 	listener net.Listener
 
+	kafkaProblem atomic.Pointer[error] // why Run waits for Kafka
+
 	shared atomic.Pointer[parts]                // set once Run has opened the store
 	owners atomic.Pointer[owners]               // set once Run has joined the group
 	served atomic.Pointer[map[int32]*partition] // whose rows may be read; replaced, never changed
@@ -83,10 +85,13 @@ func (m *Materializer) setServed(id int32, p *partition) {
 }
 
 // Ready returns nil once the consumer group has assigned partitions, all node events that were there at the start are applied, and
-// every owned partition has reached the end offset that it had when it was acquired; else what is missing.
+// every owned partition has reached the end offset that it had when it was acquired; else what is missing. It is not nil either while Kafka is away so
+// that partitions have to be acquired again.
 func (m *Materializer) Ready(context.Context) error {
 	o := m.owners.Load()
-	if o == nil {
+	if problem := m.kafkaProblem.Load(); o == nil && problem != nil {
+		return fmt.Errorf("waits for kafka: %w", *problem)
+	} else if o == nil {
 		return errors.New("not started")
 	}
 	if !m.shared.Load().nodes.isLoaded() {
@@ -102,6 +107,9 @@ func (m *Materializer) Ready(context.Context) error {
 		if p == nil {
 			return fmt.Errorf("restores partition %d", id)
 		}
+		if p.ended.Load() {
+			return fmt.Errorf("waits for kafka: partition %d is read as it was", id)
+		}
 		if f := p.progress.read(); !f.ready {
 			return fmt.Errorf("catches up: partition %d is %d records behind", id, f.end-f.next)
 		}
@@ -109,8 +117,9 @@ func (m *Materializer) Ready(context.Context) error {
 	return nil
 }
 
-// Run folds until ctx ends, then publishes what is left, for a bounded time, and returns nil. Any other return is a failure of Kafka or
-// the store: everything that was committed is kept, and a restart goes on from there.
+// Run folds until ctx ends, then publishes what is left, for a bounded time, and returns nil. It waits for a Kafka that is away, at the start and later.
+// Any other return is what a person must mend, see eventlog.Permanent, or a failure of the store: everything that was committed is kept, and a restart
+// goes on from there.
 func (m *Materializer) Run(ctx context.Context) (err error) {
 	if err := m.Listen(); err != nil {
 		return err
@@ -132,11 +141,8 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	}
 	defer producer.Close()
 	adm := kadm.NewClient(producer)
-	if err := eventlog.Ensure(ctx, producer, m.cfg.Kafka); err != nil {
-		return ignoreCancel(ctx, err)
-	}
-	id, stateTopic, err := identity(ctx, adm)
-	if err != nil {
+	id, stateTopic, err := m.findKafka(ctx, producer)
+	if err != nil || ctx.Err() != nil {
 		return ignoreCancel(ctx, err)
 	}
 	if err := db.Bind(id); err != nil {

@@ -19,6 +19,7 @@ type metrics struct {
 	deadLetters   *prometheus.CounterVec
 	published     prometheus.Counter
 	fenced        prometheus.Counter
+	interrupted   prometheus.Counter
 	sweeps        prometheus.Counter
 	expired       prometheus.Counter
 	reads         prometheus.Histogram
@@ -43,6 +44,7 @@ func newMetrics(reg prometheus.Registerer, m *Materializer) (*metrics, error) {
 		deadLetters:   prometheus.NewCounterVec(counter("dead_letters_total", "Records that could not be applied, by reason."), []string{"reason"}),
 		published:     prometheus.NewCounter(counter("published_total", "Records committed to client-state.")),
 		fenced:        prometheus.NewCounter(counter("fenced_total", "Times that a publisher was fenced.")),
+		interrupted:   prometheus.NewCounter(counter("interrupted_total", "Times that a partition had to be acquired again since Kafka was away.")),
 		sweeps:        prometheus.NewCounter(counter("sweeps_total", "Sweeps of a partition finished after a change of nodes.")),
 		expired:       prometheus.NewCounter(counter("expired_total", "Clients of which nothing was heard for so long that they were removed.")),
 		reads:         histogram("read_keys", "Clients asked for in one read.", prometheus.ExponentialBuckets(1, 4, 6)),
@@ -52,7 +54,7 @@ func newMetrics(reg prometheus.Registerer, m *Materializer) (*metrics, error) {
 		commitSeconds: histogram("commit_seconds", "Time of one commit to the store.", prometheus.ExponentialBuckets(1e-5, 4, 9)),
 	}
 	for _, c := range []prometheus.Collector{
-		x.facts, x.nodeFacts, x.transitions, x.deadLetters, x.published, x.fenced, x.sweeps, x.expired, x.reads, x.batchRecords, x.commitBytes, x.commitSeconds, x.listRows,
+		x.facts, x.nodeFacts, x.transitions, x.deadLetters, x.published, x.fenced, x.interrupted, x.sweeps, x.expired, x.reads, x.batchRecords, x.commitBytes, x.commitSeconds, x.listRows,
 		newSnapshot(m),
 	} {
 		if err := reg.Register(c); err != nil {

@@ -87,7 +87,11 @@ func (n *nodes) run(ctx context.Context, cfg eventlog.Config) error {
 		return fmt.Errorf("create the consumer of %s: %w", eventlog.TopicNodeEvents, err)
 	}
 	defer cl.Close()
+	var trouble fetchTrouble
 	first, end, err := bounds(ctx, kadm.NewClient(cl), eventlog.TopicNodeEvents, 0)
+	for ; isAway(err) && ctx.Err() == nil; first, end, err = bounds(ctx, kadm.NewClient(cl), eventlog.TopicNodeEvents, 0) {
+		trouble.note(ctx, n.log, eventlog.TopicNodeEvents, err, false)
+	}
 	if err != nil {
 		return ignoreCancel(ctx, err)
 	}
@@ -101,10 +105,16 @@ func (n *nodes) run(ctx context.Context, cfg eventlog.Config) error {
 			close(n.loaded)
 		}
 		fetches := cl.PollFetches(ctx)
-		if err := fetchError(ctx, fetches); err != nil {
+		err := fetchError(ctx, fetches)
+		if err != nil && !isAway(err) {
 			return err
 		}
-		if err := n.apply(ctx, fetches.Records()); err != nil {
+		records := fetches.Records()
+		trouble.note(ctx, n.log, eventlog.TopicNodeEvents, err, len(records) > 0)
+		for err = n.apply(ctx, records); isAway(err) && ctx.Err() == nil; err = n.apply(ctx, records) {
+			trouble.note(ctx, n.log, eventlog.TopicDeadLetters, err, false)
+		}
+		if err != nil {
 			return ignoreCancel(ctx, err)
 		}
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) { n.sawEnd(p.HighWatermark) })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,17 +22,21 @@ const (
 	maxFenced = 3
 	// calm is how long a partition must run for an earlier fencing to be forgotten.
 	calm = time.Minute
+	// maxTaken is how often the membership may be given away within takenWithin. One that Kafka gave to a request of ours whose answer was lost is
+	// ours again after one new attempt; two processes that join as one take it from each other for ever.
+	maxTaken    = 4
+	takenWithin = time.Minute
 )
 
 // owners is the member of the consumer group: it runs a partition while the group has it assigned to this process. It reads no records,
 // fetcher does.
 type owners struct {
-	m      *Materializer
-	parts  *parts
-	fail   context.CancelCauseFunc
-	client *kgo.Client
+	m     *Materializer
+	parts *parts
+	fail  context.CancelCauseFunc
 
 	mu      sync.Mutex
+	client  *kgo.Client // the membership; replaced when the group has given it away
 	running map[int32]*owner
 	joined  bool // the group has assigned partitions, possibly none
 	stopped bool
@@ -45,14 +50,19 @@ type owner struct {
 
 func newOwners(m *Materializer, ps *parts, fail context.CancelCauseFunc) (*owners, error) {
 	o := &owners{m: m, parts: ps, fail: fail, running: map[int32]*owner{}}
-	opts, err := m.cfg.Kafka.Opts(m.log)
+	return o, o.join()
+}
+
+// join makes the process a member of the group, with a new client.
+func (o *owners) join() error {
+	opts, err := o.m.cfg.Kafka.Opts(o.m.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	session := m.cfg.session()
-	o.client, err = kgo.NewClient(append(opts,
-		kgo.ConsumerGroup(m.cfg.group()),
-		kgo.InstanceID(m.cfg.instance()),
+	session := o.m.cfg.session()
+	client, err := kgo.NewClient(append(opts,
+		kgo.ConsumerGroup(o.m.cfg.group()),
+		kgo.InstanceID(o.m.cfg.instance()),
 		kgo.SessionTimeout(session),
 		kgo.HeartbeatInterval(session/5),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -63,14 +73,24 @@ func newOwners(m *Materializer, ps *parts, fail context.CancelCauseFunc) (*owner
 			o.release(t[eventlog.TopicClientEvents], errGivenUp)
 		}),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, t map[string][]int32) {
-			o.release(t[eventlog.TopicClientEvents], errLost)
+			o.lose(t[eventlog.TopicClientEvents])
 		}),
 	)...)
 	if err != nil {
-		return nil, fmt.Errorf("join consumer group %s: %w", m.cfg.group(), err)
+		return fmt.Errorf("join consumer group %s: %w", o.m.cfg.group(), err)
 	}
-	o.client.PauseFetchTopics(eventlog.TopicClientEvents)
-	return o, nil
+	client.PauseFetchTopics(eventlog.TopicClientEvents)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.client = client
+	return nil
+}
+
+// member is the current membership.
+func (o *owners) member() *kgo.Client {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.client
 }
 
 // assigned returns the partitions that the group has assigned; false before the first assignment.
@@ -91,6 +111,7 @@ func (o *owners) assign(ids []int32) {
 	if o.stopped {
 		return
 	}
+	defer o.unserveOthers()
 	for _, id := range ids {
 		if o.running[id] != nil {
 			continue
@@ -106,6 +127,24 @@ func (o *owners) assign(ids []int32) {
 			}
 		}()
 	}
+}
+
+// unserveOthers ends the reading of partitions that were lost and that the group has not given back. The caller holds mu.
+func (o *owners) unserveOthers() {
+	for id := range o.m.owned() {
+		if o.running[id] == nil {
+			o.m.setServed(id, nil)
+		}
+	}
+}
+
+// lose gives partitions up that Kafka has, or may have, given to others: the session is over. As long as it is not known who has them they can be read
+// as they were, and say how old that is.
+func (o *owners) lose(ids []int32) {
+	o.mu.Lock()
+	o.joined = false
+	o.mu.Unlock()
+	o.release(ids, errLost)
 }
 
 // release gives partitions up and returns when they are.
@@ -133,9 +172,12 @@ func (o *owners) stop() {
 	o.mu.Unlock()
 	ids, _ := o.assigned()
 	o.release(ids, errGivenUp)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.unserveOthers()
 }
 
-func (o *owners) close() { o.client.Close() }
+func (o *owners) close() { o.member().Close() }
 
 // leave ends the membership, which outlives the process otherwise. It is called after close: a client that is told so would join again.
 func (o *owners) leave(ctx context.Context) {
@@ -151,49 +193,90 @@ func (o *owners) leave(ctx context.Context) {
 }
 
 // own runs a partition until ctx ends. A fenced partition is given up; if the group does not take it away within its session timeout,
-// it was no other member that fenced it, and it is acquired again.
+// it was no other member that fenced it, and it is acquired again. So it is, at once, if Kafka was away.
 func (o *owners) own(ctx context.Context, id int32) error {
 	log := o.parts.log.With(service.KeyPartition, id)
-	for fenced := 1; ; fenced++ {
+	fenced, failed := 0, 0
+	for {
 		began := time.Now()
 		p := newPartition(id, o.parts)
-		err := p.run(ctx, func() { o.m.setServed(id, p) })
-		o.m.setServed(id, nil)
-		if err == nil && ctx.Err() != nil {
+		acquired := time.Time{}
+		err := p.run(ctx, func(serve bool) {
+			if serve {
+				acquired = time.Now()
+				o.m.setServed(id, p)
+			} else {
+				o.m.setServed(id, nil)
+			}
+		})
+		if ctx.Err() != nil && !errors.Is(context.Cause(ctx), errLost) {
+			o.m.setServed(id, nil)
+		}
+		if ctx.Err() != nil && (err == nil || isAway(err)) {
 			return nil
 		}
-		if !errors.Is(err, errFenced) {
+		if time.Since(began) > calm {
+			fenced = 0
+		}
+		if !acquired.IsZero() && time.Since(acquired) > 2*retryMost {
+			failed = 0
+		}
+		pause := o.m.cfg.session()
+		switch {
+		case errors.Is(err, errFenced):
+			o.m.metrics.fenced.Inc()
+			if fenced++; fenced >= maxFenced {
+				o.m.setServed(id, nil)
+				return fmt.Errorf("publish partition %d: fenced %d times while group %s assigns it to this process; does another group publish too? set publish to false on all replicas but one: %w",
+					id, fenced, o.m.cfg.group(), err)
+			}
+			log.Warn("partition is given up", slog.Any(service.KeyError, err))
+		case isAway(err):
+			o.m.metrics.interrupted.Inc()
+			failed++
+			level := slog.LevelDebug
+			if failed == 1 {
+				level = slog.LevelWarn
+			}
+			log.Log(ctx, level, "partition is interrupted; it is acquired again when kafka lets it", slog.Any(service.KeyError, err))
+			pause = retryAfter(failed)
+		default:
+			o.m.setServed(id, nil)
 			return err
 		}
-		o.m.metrics.fenced.Inc()
-		if time.Since(began) > calm {
-			fenced = 1
-		}
-		if fenced >= maxFenced {
-			return fmt.Errorf("publish partition %d: fenced %d times while group %s assigns it to this process; does another group publish too? set publish to false on all replicas but one: %w",
-				id, fenced, o.m.cfg.group(), err)
-		}
-		log.Warn("partition is given up", slog.Any(service.KeyError, err))
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(o.m.cfg.session()):
-		}
+		pauseFor(ctx, pause)
 	}
 }
 
-// watch reports what goes wrong with the membership.
+// watch reports what goes wrong with the membership, and takes it again where it was given away.
 func (o *owners) watch(ctx context.Context) error {
+	var taken []time.Time
 	for ctx.Err() == nil {
-		for _, e := range o.client.PollFetches(ctx).Errors() {
+		for _, e := range o.member().PollFetches(ctx).Errors() {
 			switch {
 			case ctx.Err() != nil, errors.Is(e.Err, kgo.ErrClientClosed):
 				return nil
 			case errors.Is(e.Err, kerr.FencedInstanceID):
-				return fmt.Errorf("stay in consumer group %s: another process has joined as %q; give each its own state-advertise: %w", o.m.cfg.group(), o.m.cfg.instance(), e.Err)
+				now := time.Now()
+				taken = slices.DeleteFunc(append(taken, now), func(t time.Time) bool { return now.Sub(t) > takenWithin })
+				if len(taken) >= maxTaken {
+					return fmt.Errorf("stay in consumer group %s: another process joins as %q too; give each its own state-advertise: %w", o.m.cfg.group(), o.m.cfg.instance(), e.Err)
+				}
+				o.parts.log.Warn("the membership was given to a later request to join under the same name, of this process or another; joining again",
+					service.KeyGroup, o.m.cfg.group(), service.KeyAddr, o.m.cfg.instance(), service.KeyError, e.Err)
+				if err := o.rejoin(); err != nil {
+					return err
+				}
+			default:
+				o.parts.log.Warn("consumer group is interrupted", service.KeyGroup, o.m.cfg.group(), service.KeyError, e.Err)
 			}
-			o.parts.log.Warn("consumer group is interrupted", service.KeyGroup, o.m.cfg.group(), service.KeyError, e.Err)
 		}
 	}
 	return nil
+}
+
+// rejoin takes the membership with a new client: the old one would ask for the one that it had for ever.
+func (o *owners) rejoin() error {
+	o.member().Close() // its partitions are lost already
+	return o.join()
 }

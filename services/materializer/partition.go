@@ -46,9 +46,11 @@ type partition struct {
 	progress progress
 	indexed  atomic.Bool   // the indexes are what the rows say
 	repairs  chan struct{} // holds the wish that they be built anew
+	ended    atomic.Bool   // run has returned: what is read stands still
 	stops    *stops
 
 	// What follows belongs to the goroutine of run.
+	serve   func(bool) // whether rows may be read
 	meta    store.Meta
 	indexes *store.Indexes // set by acquire
 	folds   fold
@@ -86,8 +88,12 @@ func newPartition(id int32, ps *parts) *partition {
 	return p
 }
 
-// run owns the partition until ctx ends, with errGivenUp or errLost as its cause. It calls serving when rows may be read.
-func (p *partition) run(ctx context.Context, serving func()) (err error) {
+// run owns the partition until ctx ends, with errGivenUp or errLost as its cause. It calls serve when the rows may be read at the offset of this
+// partition, and before it changes rows so that they may not be read at the one of its predecessor any more. After an error that isAway it may be run
+// again, as a new partition.
+func (p *partition) run(ctx context.Context, serve func(bool)) (err error) {
+	p.serve = serve
+	defer p.ended.Store(true)
 	defer p.stops.end()
 	var pub *publisher
 	if p.parts.cfg.Publish {
@@ -99,7 +105,7 @@ func (p *partition) run(ctx context.Context, serving func()) (err error) {
 	if err := p.acquire(ctx, pub); err != nil {
 		return ignoreCancel(ctx, err)
 	}
-	serving()
+	p.serve(true)
 
 	// The publisher outlives ctx while the partition is given up in order.
 	hard, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -125,7 +131,14 @@ func (p *partition) run(ctx context.Context, serving func()) (err error) {
 		err = p.finish(hard)
 	}
 	cancel(errGivenUp)
-	return errors.Join(err, <-published)
+	return graver(err, <-published)
+}
+
+// unserve is called before rows change that the partition's predecessor in this process may still be read with.
+func (p *partition) unserve() {
+	if p.serve != nil {
+		p.serve(false)
+	}
 }
 
 // acquire brings the partition's rows up to date with what was published by others, and sets the offset to go on from. pub is nil if this

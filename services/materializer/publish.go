@@ -34,8 +34,7 @@ const (
 	transactionTimeout = 5 * time.Minute
 )
 
-// errFenced is returned when a publisher's producer session is over: another process publishes the partition, or Kafka gave the session
-// up. Nothing more may be published in it.
+// errFenced is returned when another process publishes the partition: nothing more may be published before the group says again whose it is.
 var errFenced = errors.New("publisher is fenced")
 
 // publisher publishes a partition's outbox, in order, in transactions. Its transactional ID is the partition's, whoever owns it, so
@@ -74,7 +73,7 @@ func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 	}
 	if _, _, err := cl.ProducerID(ctx); err != nil {
 		cl.Close()
-		return nil, fmt.Errorf("fence the former publisher of partition %d: %w", p.id, err)
+		return nil, publishError(fmt.Errorf("fence the former publisher of partition %d: %w", p.id, err))
 	}
 	return &publisher{p: p, client: cl, log: p.log}, nil
 }
@@ -85,7 +84,7 @@ func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 func (u *publisher) seal(ctx context.Context) (int64, error) {
 	offset, err := u.abortOne(ctx)
 	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: %w", errFenced, err)
+		err = publishError(err)
 	}
 	return offset, err
 }
@@ -126,7 +125,7 @@ func (u *publisher) run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("%w: publish %d records to %s partition %d: %w", errFenced, len(u.records), eventlog.TopicClientState, u.p.id, err)
+			return publishError(fmt.Errorf("publish %d records to %s partition %d: %w", len(u.records), eventlog.TopicClientState, u.p.id, err))
 		}
 		b := u.p.parts.store.NewBatch(u.p.id)
 		b.DeleteOutbox(chunks[0].Seq, chunks[len(chunks)-1].Seq)

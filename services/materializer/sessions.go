@@ -189,13 +189,13 @@ func (p *partition) writeSessions(b *store.Batch, e *entry) error {
 	return nil
 }
 
-// historyFrom is since when all sessions are kept if that begins with the next fact.
-func (p *partition) historyFrom() int64 {
+// historyFrom is since when all sessions are kept if that begins with the next fact that is later than restoredMS, and than what was applied.
+func (p *partition) historyFrom(restoredMS int64) int64 {
 	switch {
 	case p.parts.cfg.SessionsPerClient == 0:
 		return store.NoHistory
-	case p.meta.AppliedMS > 0:
-		return p.meta.AppliedMS
+	case max(p.meta.AppliedMS, restoredMS) > 0:
+		return max(p.meta.AppliedMS, restoredMS)
 	}
 	return store.HistoryNext
 }
@@ -207,7 +207,7 @@ func (p *partition) noteHistory() error {
 		return err
 	}
 	if (since == store.NoHistory) != (p.parts.cfg.SessionsPerClient == 0) {
-		if since = p.historyFrom(); since != store.NoHistory && p.meta.Next == 0 {
+		if since = p.historyFrom(0); since != store.NoHistory && p.meta.Next == 0 {
 			since = store.HistoryAll
 		}
 		b := p.parts.store.NewBatch(p.id)

@@ -62,13 +62,20 @@ func (m *Materializer) report(ctx context.Context, ps *parts, o *owners) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	offsets := map[int32]kgo.EpochOffset{}
-	for id, p := range m.owned() {
+	// Of a partition that was lost, others report.
+	ids, _ := o.assigned()
+	owned := m.owned()
+	for _, id := range ids {
+		p := owned[id]
+		if p == nil {
+			continue
+		}
 		offsets[id] = kgo.EpochOffset{Epoch: -1, Offset: p.progress.read().next}
 	}
 	if len(offsets) == 0 {
 		return
 	}
-	o.client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{eventlog.TopicClientEvents: offsets},
+	o.member().CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{eventlog.TopicClientEvents: offsets},
 		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, _ *kmsg.OffsetCommitResponse, err error) {
 			if err != nil {
 				ps.log.Debug("progress is not reported", service.KeyGroup, m.cfg.group(), service.KeyError, err)
