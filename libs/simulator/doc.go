@@ -13,7 +13,7 @@
 // the broker with queries. [Run] plays it on one true time line; every node has its own clock. An [Event] is one thing a broker emitted, with
 // all that a payload needs; a [Delivery] is one arrival of it, with the [presence.Fact] that an ideal reader makes of it, or what an ideal
 // bridge says of a node or of its own subscription. What is delivered is delayed, reordered (within a node where the dialect allows),
-// duplicated by redelivery or by a second bridge, lost visibly (session, spool, silent node) or silently (inside the broker).
+// duplicated by redelivery or by a second bridge, which may know less of it, lost visibly (session, spool, silent node) or silently (inside the broker).
 //
 // What a plan may hold is its [Mode]: everything delivered and clocks within the allowance, clocks that are set back and forth, visible loss,
 // silent loss.

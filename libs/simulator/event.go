@@ -63,6 +63,14 @@ type Event struct {
 // Peer returns the client's address and port.
 func (e *Event) Peer() string { return e.IP + ":" + strconv.Itoa(e.Port) }
 
+// transport returns what a session that saw all that came before knows of it.
+func (e *Event) transport() string {
+	if e.Habits.Clock == Seconds && e.Kind == Connected && !e.WebSocket {
+		return "tcp"
+	}
+	return ""
+}
+
 // fact returns what an ideal reader makes of the event, received at an instant; order is the line's ordinal, where the dialect has lines.
 func (e *Event) fact(receivedMS int64, order uint32) (presence.Fact, bool) {
 	h := e.Habits
@@ -91,9 +99,7 @@ func (e *Event) fact(receivedMS int64, order uint32) (presence.Fact, bool) {
 		if h.Clock != Received && h.Clock != Fuzzy {
 			f.CleanStart = presence.Some(e.CleanStart)
 		}
-		if h.Clock == Seconds && !e.WebSocket {
-			f.Transport = "tcp"
-		}
+		f.Transport = e.transport()
 	case Disconnected, Refused:
 		if e.Kind == Refused && h.Stranger != StrangerCloses && h.Stranger != StrangerClosesKeyed {
 			return f, false

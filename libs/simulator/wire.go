@@ -223,7 +223,7 @@ func (w *Wire) Messages(d *Delivery) []Message {
 	e := &copied
 	r := render{w: w, e: e, h: e.Habits, d: dice{(w.h.Plan.Seed+uint64(e.Seq))*0x9e3779b97f4a7c15 | 1}, fact: d.Fact}
 	r.id = w.ClientID(e)
-	r.fact.ClientID = r.id
+	r.fact.ClientID, r.fact.Transport = r.id, e.transport()
 	r.username = e.Username
 	if e.Username == "fleet" {
 		r.username = w.username
