@@ -162,8 +162,8 @@ func (s *stoppableKafka) stop(t *testing.T) {
 	s.k = nil
 }
 
-// crowd are clients that connect, most of which disconnect again: the truth is known.
-type crowd struct {
+// visitors are clients that connect, most of which disconnect again: the truth is known.
+type visitors struct {
 	mu     sync.Mutex
 	online map[string]bool
 	open   []*mqttClient
@@ -171,8 +171,8 @@ type crowd struct {
 	took   time.Duration
 }
 
-func newCrowd(t *testing.T) *crowd {
-	c := &crowd{online: map[string]bool{}}
+func newVisitors(t *testing.T) *visitors {
+	c := &visitors{online: map[string]bool{}}
 	t.Cleanup(func() {
 		for _, m := range c.open {
 			_ = m.conn.Close()
@@ -182,7 +182,7 @@ func newCrowd(t *testing.T) *crowd {
 }
 
 // come has n clients connect, of which every seventh stays. A few connect twice.
-func (c *crowd) come(t *testing.T, addr, prefix string, n int) {
+func (c *visitors) come(t *testing.T, addr, prefix string, n int) {
 	t.Helper()
 	const workers = 8
 	began := time.Now()
@@ -200,7 +200,7 @@ func (c *crowd) come(t *testing.T, addr, prefix string, n int) {
 	must(t, errors.Join(errs...))
 }
 
-func (c *crowd) one(ctx context.Context, addr, id string, i int) error {
+func (c *visitors) one(ctx context.Context, addr, id string, i int) error {
 	for again := i%13 == 0; ; again = false {
 		m, err := dialMQTT(ctx, addr, id)
 		if err != nil {
@@ -233,7 +233,7 @@ type logged struct {
 }
 
 // checkLog waits until the log has the truth of every client, and checks that each client's facts came in their order.
-func (c *crowd) checkLog(t *testing.T, h *history) logged {
+func (c *visitors) checkLog(t *testing.T, h *history) logged {
 	t.Helper()
 	l := logged{history: h}
 	unnumbered := map[string]bool{}

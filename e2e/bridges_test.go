@@ -31,7 +31,7 @@ func TestBridgesOutage(t *testing.T) {
 			h := newHistory(t, cfg)
 			Target{MQTT: broker.tcp, Unkeyed: true, history: h}.warmUp(t)
 			const before, outage = 200, 1_200
-			c := newCrowd(t)
+			c := newVisitors(t)
 			c.come(t, broker.tcp, "before", before)
 			k.stop(t)
 			c.come(t, broker.tcp, "outage", outage)
@@ -94,7 +94,7 @@ func TestBridgesTurns(t *testing.T) {
 	broker := startMosquitto(t, stampForms[0])
 	_, cfg := startStoppableKafka(t)
 	h := newHistory(t, cfg)
-	c := newCrowd(t)
+	c := newVisitors(t)
 	// Another client ID is another session: what the broker has queued is for the one before.
 	start := func(name string, number int) *bridgeProcess {
 		b := newBridgeProcess(t, name, broker.tcp, cfg, "--mqtt-client-id", fmt.Sprintf("%s-%d", name, number))
