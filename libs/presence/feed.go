@@ -112,10 +112,7 @@ func (c *Cluster) seen() seen {
 // spans returns in which times the bridges were subscribed, by their beginnings, and whether one of them is. A bridge that has not said anything else
 // counts as subscribed until the lease is over that its last word gives it, as told by the words of others: only then it shows that it is not.
 func (c *Cluster) spans() (spans []Span, subscribed bool) {
-	var nowMS int64
-	for _, f := range c.Feeds {
-		nowMS = max(nowMS, f.ReceivedMS)
-	}
+	nowMS, _ := c.toldMS()
 	for _, f := range c.Feeds {
 		spans = append(spans, f.Covered[:f.Covered.Len()]...)
 		if f.GapFromMS != 0 {
@@ -132,8 +129,8 @@ func (c *Cluster) spans() (spans []Span, subscribed bool) {
 		if since == 0 {
 			continue
 		}
-		to := max(f.ReceivedMS, since)
-		if nowMS-f.ReceivedMS <= f.LeaseMS {
+		to := max(f.ToldMS(), since)
+		if nowMS-f.ToldMS() <= f.LeaseMS {
 			to, subscribed = max(nowMS, to), true
 		}
 		spans = append(spans, Span{since, to})
@@ -142,14 +139,32 @@ func (c *Cluster) spans() (spans []Span, subscribed bool) {
 	return spans, subscribed
 }
 
+// ToldMS returns up to when a Feed fact tells of its subscription. ReceivedMS, which orders the facts of a bridge, does not go back with its clock.
+func (f *NodeFact) ToldMS() int64 {
+	if f.TimeMS == 0 {
+		return f.ReceivedMS
+	}
+	return min(f.TimeMS, f.ReceivedMS)
+}
+
+// toldMS returns up to when the latest word of the bridges tells, and the longest of their leases.
+func (c *Cluster) toldMS() (ms, leaseMS int64) {
+	for _, f := range c.Feeds {
+		ms, leaseMS = max(ms, f.ToldMS()), max(leaseMS, f.LeaseMS)
+	}
+	return ms, leaseMS
+}
+
 // healedMS returns until when everything that was missed is made up for: by a finished sweep, or because every node that is still there began its
 // generation later. 0: nothing is.
 func (c *Cluster) healedMS() int64 {
 	var started int64
+	toldMS, leaseMS := c.toldMS()
 	for _, n := range c.Nodes {
 		switch {
 		case n.Gone():
-		case n.StartedReceivedMS == 0:
+		case n.StartedReceivedMS == 0, leaseMS != 0 && n.StartedReceivedMS > toldMS+leaseMS:
+			// One that is to begin only was seen by a clock that was set back since: what it heals is not known.
 			return c.syncedMS()
 		case started == 0 || n.StartedReceivedMS < started:
 			started = n.StartedReceivedMS

@@ -27,6 +27,41 @@ type feed struct {
 	session   *subscription // the subscription that stands, nil if there is none
 	broken    bool          // a connection was lost before the log was read
 	reliedMS  int64         // when the latest fact that was left to another bridge was received
+	clockMS   int64         // what the bridge's clock showed at the latest assertion
+}
+
+// setBack moves what lies ahead of the bridge's clock as it is now, since the clock was set back by that much: a time counts as covered only as far as
+// the clock has come, and a gap is where it was.
+func (c *coverage) setBack(nowMS, byMS int64) {
+	for _, ms := range []*int64{&c.CompleteSinceMS, &c.GapFromMS, &c.GapToMS} {
+		*ms = movedBack(*ms, nowMS, byMS)
+	}
+	covered := c.Covered
+	c.Covered = presence.Coverage{}
+	for _, s := range covered[:covered.Len()] {
+		c.Covered.Add(movedBack(s.FromMS, nowMS, byMS), movedBack(s.ToMS, nowMS, byMS))
+	}
+}
+
+func movedBack(ms, nowMS, byMS int64) int64 {
+	if ms > nowMS {
+		return max(min(ms-byMS, nowMS), 1)
+	}
+	return ms
+}
+
+// clock notes what the bridge's clock shows.
+func (f *feed) clock(nowMS int64) {
+	if by := f.clockMS - nowMS; by > stepMS {
+		c := f.current()
+		c.setBack(nowMS, by)
+		f.set(c)
+		f.before.setBack(nowMS, by)
+		for _, ms := range []*int64{&f.coveredMS, &f.reliedMS, &f.fact.DroppedFromMS, &f.fact.DroppedToMS} {
+			*ms = movedBack(*ms, nowMS, by)
+		}
+	}
+	f.clockMS = nowMS
 }
 
 // coverage is the part of a Feed fact that an interruption changes.
@@ -92,6 +127,7 @@ func (f *feed) recall(logged *presence.NodeFact, saved []byte) error {
 		}
 	}
 	own := f.fact
+	f.clockMS = m.Fact.ToldMS()
 	f.fact, f.before, f.coveredMS = m.Fact, m.Before, max(m.CoveredMS, f.coveredMS)
 	f.fact.Kind, f.fact.Cluster, f.fact.Bridge, f.fact.LeaseMS = own.Kind, own.Cluster, own.Bridge, own.LeaseMS
 	f.fact.Dialect = cmp.Or(own.Dialect, f.fact.Dialect)
@@ -139,6 +175,9 @@ func (f *feed) set(c coverage) {
 
 // subscribed is called at each SUBACK.
 func (f *feed) subscribed(s subscription) {
+	if f.loaded {
+		f.clock(s.subscribedMS)
+	}
 	// Without the log, how long the first of several interruptions lasted is not known.
 	s.resumed = s.resumed && !f.broken
 	f.session, f.broken = &s, !f.loaded && !s.resumed
@@ -169,7 +208,8 @@ const expiryMarginMS = 2_000
 // heard; 0 if that is not known.
 func (f *feed) complete(resumed bool, lastMS, connectedMS int64) bool {
 	d := dialectByName(f.fact.Dialect)
-	return resumed && d != nil && lastMS != 0 && connectedMS-lastMS+expiryMarginMS <= d.queueExpiry.Milliseconds()
+	// A clock that was set back in between does not tell how long it was.
+	return resumed && d != nil && lastMS != 0 && lastMS-connectedMS <= stepMS && connectedMS-lastMS+expiryMarginMS <= d.queueExpiry.Milliseconds()
 }
 
 // lost is called when the broker says that it dropped messages to the bridge: the subscription is complete only from then on.
@@ -221,10 +261,12 @@ func (f *feed) assert(nowMS int64) (presence.NodeFact, bool) {
 	if !f.loaded {
 		return presence.NodeFact{}, false
 	}
+	f.clock(nowMS)
 	if f.fact.CompleteSinceMS != 0 {
 		f.coveredMS = max(f.coveredMS, nowMS)
 	}
-	f.fact.TimeMS, f.fact.ReceivedMS = nowMS, max(nowMS, f.fact.ReceivedMS)
+	// What is received orders the facts, and so does not go back with the clock.
+	f.fact.TimeMS, f.fact.ReceivedMS = nowMS, max(nowMS, f.fact.ReceivedMS+1)
 	setNodeID(&f.fact)
 	return f.fact, true
 }

@@ -146,10 +146,24 @@ func (m *node) recalled() {
 	}
 }
 
-// assert notes facts that are about to be asserted.
+// assert notes facts that are about to be asserted. Of one node the latest counts, by when it was received, and of its generations the one that began
+// last: where the bridge's clock was set back, they come behind those before all the same.
 func (n *nodes) assert(facts []presence.NodeFact) []presence.NodeFact {
-	for _, f := range facts {
-		n.node(f.Node).latest[f.Kind] = f
+	for i := range facts {
+		f := &facts[i]
+		latest := n.node(f.Node).latest
+		var last int64
+		for _, l := range latest {
+			last = max(last, l.ReceivedMS)
+		}
+		moved := false
+		if last-f.ReceivedMS > stepMS {
+			f.ReceivedMS, moved = last+1, true
+		}
+		if began := latest[presence.NodeStarted].StartedReceivedMS; f.Kind == presence.NodeStarted && began-f.StartedReceivedMS > stepMS && moved {
+			f.StartedReceivedMS = began + 1
+		}
+		latest[f.Kind] = *f
 	}
 	return facts
 }

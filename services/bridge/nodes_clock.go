@@ -76,6 +76,16 @@ func (c *steps) heartbeat(r reading, started bool) {
 	c.base, c.suspect, c.before, c.first = &r, nil, nil, nil
 }
 
+// leapt is called when the bridge's clock was set: how far the node's is ahead of it cannot be compared with before.
+func (c *steps) leapt() {
+	c.before = nil
+	if c.base != nil {
+		base := *c.base
+		base.queued = true
+		c.base = &base
+	}
+}
+
 // rebooted compares the clock of a new generation, of which two heartbeats have come, with that of the one before.
 func (c *steps) rebooted(second *reading) {
 	before, first := c.before, c.first

@@ -34,14 +34,23 @@ func (m *node) every(ms int64) {
 	m.gapMS = ms
 }
 
-// wake notes if the bridge stood still until nowMS, as its host slept, or its clock was set forward: ticks come more often.
+// wake notes if the bridge stood still until nowMS, as its host slept, or its clock was set: ticks come more often, and never before the one before.
 func (n *nodes) wake(nowMS int64) {
-	if n.tickedMS == 0 || nowMS-n.tickedMS <= tickGapMS {
+	if n.tickedMS == 0 || nowMS-n.tickedMS <= tickGapMS && n.tickedMS-nowMS <= stepMS {
 		return
+	}
+	if nowMS < n.tickedMS {
+		// What lies ahead was received by now.
+		n.queuedSinceMS, n.queuedUntilMS, n.heardMS = min(n.queuedSinceMS, nowMS), min(n.queuedUntilMS, nowMS+queueMS), min(n.heardMS, nowMS)
 	}
 	n.tickedMS, n.wokeMS = nowMS, nowMS
 	if n.upSinceMS != 0 {
 		n.upSinceMS = nowMS
+	}
+	for _, m := range n.byName {
+		m.receivedMS, m.heardMS, m.toldMS = min(m.receivedMS, nowMS), min(m.heardMS, nowMS), min(m.toldMS, nowMS)
+		m.uptime.valid, m.datetime.valid, m.burstUntilMS = false, false, 0
+		m.clock.leapt()
 	}
 }
 

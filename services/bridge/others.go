@@ -42,7 +42,7 @@ func (o *others) wrote(id string) {
 func (o *others) covers(nowMS int64) bool {
 	for _, f := range o.feeds {
 		since := max(f.CompleteSinceMS, f.DroppedToMS)
-		if f.CompleteSinceMS != 0 && since+overlapMS <= nowMS && nowMS-f.ReceivedMS <= f.LeaseMS {
+		if f.CompleteSinceMS != 0 && since+overlapMS <= nowMS && nowMS-f.ToldMS() <= f.LeaseMS {
 			return true
 		}
 	}

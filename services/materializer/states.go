@@ -383,7 +383,7 @@ func healthOf(c *presence.Cluster) *presencev1.ClusterHealth {
 	for _, bridge := range slices.Sorted(maps.Keys(c.Feeds)) {
 		f := c.Feeds[bridge]
 		h.Feeds = append(h.Feeds, &presencev1.FeedHealth{
-			Bridge: bridge, AliveMs: f.ReceivedMS, LeaseMs: f.LeaseMS, Connected: f.CompleteSinceMS != 0, DroppedCount: f.DroppedCount,
+			Bridge: bridge, AliveMs: f.ToldMS(), LeaseMs: f.LeaseMS, Connected: f.CompleteSinceMS != 0, DroppedCount: f.DroppedCount,
 			GapFromMs: f.GapFromMS, GapToMs: f.GapToMS, DroppedFromMs: f.DroppedFromMS, DroppedToMs: f.DroppedToMS, CompleteSinceMs: f.CompleteSinceMS,
 		})
 	}

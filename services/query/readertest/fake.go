@@ -284,7 +284,7 @@ func (f *Fake) health(cluster string) *presencev1.ClusterHealth {
 	}
 	for bridge, feed := range c.Feeds {
 		h.Feeds = append(h.Feeds, &presencev1.FeedHealth{
-			Bridge: bridge, AliveMs: feed.ReceivedMS, LeaseMs: feed.LeaseMS, Connected: feed.CompleteSinceMS != 0, DroppedCount: feed.DroppedCount,
+			Bridge: bridge, AliveMs: feed.ToldMS(), LeaseMs: feed.LeaseMS, Connected: feed.CompleteSinceMS != 0, DroppedCount: feed.DroppedCount,
 			GapFromMs: feed.GapFromMS, GapToMs: feed.GapToMS, DroppedFromMs: feed.DroppedFromMS, DroppedToMs: feed.DroppedToMS, CompleteSinceMs: feed.CompleteSinceMS,
 		})
 	}
