@@ -1,9 +1,13 @@
 package materializer
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
@@ -35,5 +39,35 @@ func TestEndOffsetIsAsOldAsItsQuestion(t *testing.T) {
 	}
 	if got := p.read(); got.end != last.Offset+1 || got.endMS == 0 || got.endMS > asked {
 		t.Errorf("the end is %d as of %d, want %d as of %d at the latest", got.end, got.endMS, last.Offset+1, asked)
+	}
+}
+
+// One partition that cannot be read says nothing of the others, and is no reason to end, unless a person must mend it.
+func TestErrorsOfAPoll(t *testing.T) {
+	poll := func(errs ...error) kgo.Fetches {
+		f := kgo.Fetch{Topics: []kgo.FetchTopic{{Topic: eventlog.TopicClientEvents}}}
+		for i, err := range errs {
+			f.Topics[0].Partitions = append(f.Topics[0].Partitions, kgo.FetchPartition{Partition: int32(i), Err: err})
+		}
+		return kgo.Fetches{f}
+	}
+	for _, tc := range []struct {
+		name  string
+		polls kgo.Fetches
+		want  error
+		away  bool
+	}{
+		{"none", poll(nil, nil), nil, false},
+		{"interrupted", poll(context.Canceled), nil, false},
+		{"no leader", poll(nil, kerr.LeaderNotAvailable), kerr.LeaderNotAvailable, true},
+		{"not allowed", poll(kerr.LeaderNotAvailable, kerr.TopicAuthorizationFailed), kerr.TopicAuthorizationFailed, false},
+		{"lost", poll(kerr.LeaderNotAvailable, kerr.OffsetOutOfRange), errOutOfRange, false},
+		{"cut", poll(&kgo.ErrDataLoss{Topic: "t"}), errOutOfRange, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := fetchError(t.Context(), tc.polls); !errors.Is(err, tc.want) || isAway(err) != tc.away {
+				t.Errorf("%v, away: %t", err, isAway(err))
+			}
+		})
 	}
 }
