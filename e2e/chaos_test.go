@@ -303,7 +303,9 @@ func (f *failure) excused(carried []done) bool {
 	a, b := false, false
 	for i := range carried {
 		d := &carried[i]
-		overlaps := func(after time.Duration) bool { return !d.began.After(f.ended) && !d.healed.Add(after).Before(f.sent) }
+		overlaps := func(after time.Duration) bool {
+			return !d.began.After(f.ended) && !d.backBy(after, carried).Before(f.sent)
+		}
 		switch {
 		case d.Kind == chaos.Query && d.Targets[0] == f.from && d.Action != chaos.Cut && overlaps(restart):
 			return true
@@ -316,6 +318,18 @@ func (f *failure) excused(carried []done) bool {
 		}
 	}
 	return a && b
+}
+
+// backBy is when a process must be back that takes so long to recover. To recover it needs Kafka: a fault of Kafka meanwhile begins that anew, once.
+func (d *done) backBy(after time.Duration, carried []done) time.Time {
+	alone := d.healed.Add(after)
+	back := alone
+	for i := range carried {
+		if k := &carried[i]; k.Kind == chaos.Kafka && !k.began.After(alone) && k.healed.After(d.began) && k.healed.Add(after).After(back) {
+			back = k.healed.Add(after)
+		}
+	}
+	return back
 }
 
 func summarise(t *testing.T, o chaosOptions, ledger *chaos.Ledger, asked *inquiry, carried []done) {
