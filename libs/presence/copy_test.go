@@ -105,6 +105,11 @@ func TestCopiesKnowTogether(t *testing.T) {
 			}
 		}
 	}
+	unordered := half
+	unordered.Order = 0
+	if v := Status(fold([]Fact{whole, unordered, next, lost}), nil, DefaultAllowanceMS); v.Status != Offline {
+		t.Errorf("%s (%s) although of one connection the transport is known from the fact that has an order", v.Status, v.Reason)
+	}
 	if facts := slices.Clone([]Fact{half, next, lost}); Status(fold(facts), nil, DefaultAllowanceMS).Status != Unknown {
 		t.Error("without the copy that knows the transport the dead socket is certain")
 	}

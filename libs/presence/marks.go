@@ -79,7 +79,7 @@ func (n *NodeState) lateLinePending(t *Node) (pending bool, forgottenMS int64) {
 	for i := range n.Marks {
 		switch m := &n.Marks[i]; {
 		case !m.Takeover:
-			pending = m.Over != overTCP
+			pending = m.Over != overTCP && !n.otherwiseTCP(m)
 		case i > 0:
 			pending = n.Marks[i-1].Takeover
 		default:
@@ -97,4 +97,18 @@ func (n *NodeState) lateLinePending(t *Node) (pending bool, forgottenMS int64) {
 		return false, math.MaxInt64
 	}
 	return false, n.Marks[0].MS + lateLineMS
+}
+
+// otherwiseTCP reports whether a session that knows less told of a connection that another told of with its order, and over TCP: with and without are
+// two facts, but two connections do not have one peer and one stamp.
+func (n *NodeState) otherwiseTCP(m *Mark) bool {
+	if m.Over != overUnknown || m.Order != 0 || m.Peer == hashOf("") {
+		return false
+	}
+	for i := range n.Marks {
+		if o := &n.Marks[i]; o.MS == m.MS && o.Peer == m.Peer && o.Over == overTCP {
+			return true
+		}
+	}
+	return n.Conn.OpenedMS == m.MS && hashOf(cmp.Or(n.Conn.Key, n.Conn.Peer)) == m.Peer
 }
