@@ -42,10 +42,11 @@ type ClientEvent struct {
 	// 1-based ordinal among all log lines with the same stamp, where stamps are coarser than events.
 	Order uint32 `protobuf:"varint,8,opt,name=order,proto3" json:"order,omitempty"`
 	// When the bridge received it, on the bridge's clock.
-	ReceivedMs       int64  `protobuf:"varint,9,opt,name=received_ms,json=receivedMs,proto3" json:"received_ms,omitempty"`
-	ConnectedAtMs    int64  `protobuf:"varint,10,opt,name=connected_at_ms,json=connectedAtMs,proto3" json:"connected_at_ms,omitempty"`
-	DisconnectedAtMs int64  `protobuf:"varint,11,opt,name=disconnected_at_ms,json=disconnectedAtMs,proto3" json:"disconnected_at_ms,omitempty"`
-	Username         string `protobuf:"bytes,12,opt,name=username,proto3" json:"username,omitempty"`
+	ReceivedMs       int64 `protobuf:"varint,9,opt,name=received_ms,json=receivedMs,proto3" json:"received_ms,omitempty"`
+	ConnectedAtMs    int64 `protobuf:"varint,10,opt,name=connected_at_ms,json=connectedAtMs,proto3" json:"connected_at_ms,omitempty"`
+	DisconnectedAtMs int64 `protobuf:"varint,11,opt,name=disconnected_at_ms,json=disconnectedAtMs,proto3" json:"disconnected_at_ms,omitempty"`
+	// Of more than 4,096 bytes the first ones, to the last whole character, are what is folded.
+	Username string `protobuf:"bytes,12,opt,name=username,proto3" json:"username,omitempty"`
 	// The client's address.
 	Peer string `protobuf:"bytes,13,opt,name=peer,proto3" json:"peer,omitempty"`
 	// tcp or websocket, where the broker tells.

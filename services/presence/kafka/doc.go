@@ -5,7 +5,8 @@
 // loss of power may leave any part of what was not acknowledged. Any Kafka client can use it at its address, without TLS and SASL, so that
 // address should stay on loopback.
 //
-// It differs from Kafka where kfake does. Compaction runs hourly, does not know min.compaction.lag.ms, and rewrites a partition in place.
+// It differs from Kafka where kfake does. Compaction runs hourly, does not know min.compaction.lag.ms, and rewrites a partition in place:
+// it removes the files before it writes the new ones, so that a process killed in that moment loses what a compacted partition held.
 // Retention applies to compacted topics too, for which it is therefore off. Positions of all record batches are held in memory, about
 // 100 bytes each, which is why client events are also bounded by size.
 package kafka
