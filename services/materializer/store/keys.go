@@ -55,7 +55,7 @@ const (
 )
 
 // schemaVersion is the version of all layouts but those of indexes and counters. A store of another version is refused.
-const schemaVersion = 4
+const schemaVersion = 5
 
 // indexVersion is the version of indexes and counters: of their layouts, and of what a row has in them. Those of another version are built
 // anew from the rows.
