@@ -62,6 +62,60 @@ func TestBridgesOutage(t *testing.T) {
 	}
 }
 
+// TestBridgesSpoolBound takes Kafka away for longer than the spool has room. What is dropped is counted, also by a bridge that is killed meanwhile: then
+// what the broker had not been told to forget may count twice.
+func TestBridgesSpoolBound(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("killed %v", killed), func(t *testing.T) {
+			t.Parallel()
+			broker := startMosquitto(t, stampForms[0])
+			k, cfg := startStoppableKafka(t)
+			b := newBridgeProcess(t, "b1", broker.tcp, cfg, "--spool-max-bytes", fmt.Sprint(1<<20))
+			b.start(t)
+			b.ready(t)
+			h := newHistory(t, cfg)
+			Target{MQTT: broker.tcp, Unkeyed: true, history: h}.warmUp(t)
+			c := newVisitors(t)
+			k.stop(t)
+			c.come(t, broker.tcp, "outage", 2_000)
+			if killed {
+				b.kill()
+				b.start(t)
+			}
+			c.come(t, broker.tcp, "more", 500)
+			k.start(t)
+			b.ready(t)
+			b.drained(t)
+			c.come(t, broker.tcp, "after", 20)
+			var feed presence.NodeFact
+			servicetest.Eventually(t, bridgesPatience, func() error {
+				if err := h.read(t.Context()); err != nil {
+					return err
+				}
+				var all presence.Cluster
+				for i := range h.nodes {
+					all.Apply(&h.nodes[i].NodeFact)
+				}
+				feed = all.Feeds["b1"]
+				if _, _, gap := all.FeedGap(); !gap {
+					return fmt.Errorf("answers are not stale, though facts were dropped: %+v", feed)
+				}
+				kept := 0
+				for id := range c.online {
+					kept += len(h.facts(id, presence.Opened)) + len(h.facts(id, presence.Closed))
+				}
+				missing := c.events.Load() - int64(kept)
+				const unacknowledged = 2_048
+				if missing <= 0 || feed.DroppedCount < missing || feed.DroppedCount > missing && !killed || feed.DroppedCount > missing+unacknowledged {
+					return fmt.Errorf("%d facts are missing of %d, the feed says %d", missing, c.events.Load(), feed.DroppedCount)
+				}
+				return nil
+			})
+			t.Logf("%d of %d facts were dropped", feed.DroppedCount, c.events.Load())
+		})
+	}
+}
+
 // TestBridgesOfOneName has two bridges take the session from each other: both must say so, and neither may do it without a pause.
 func TestBridgesOfOneName(t *testing.T) {
 	t.Parallel()

@@ -135,6 +135,11 @@ func (b *Bridge) run(ctx context.Context, s *spool, client *kgo.Client) error {
 			c.askAssert()
 		}
 	}
+	for _, c := range b.clusters {
+		if err := c.open(p, s); err != nil {
+			return fmt.Errorf("cluster %s: %w", c.name, err)
+		}
+	}
 	outlet, stopOutlet := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopOutlet()
 	ended := make(chan error, 1)
@@ -153,7 +158,6 @@ func (b *Bridge) run(ctx context.Context, s *spool, client *kgo.Client) error {
 	})
 	inlet.Go(func() error { return b.openKafka(ctx, client, p) })
 	for _, c := range b.clusters {
-		c.pipeline, c.spool = p, s
 		inlet.Go(func() error { return c.run(ctx) })
 	}
 	err := inlet.Wait()
@@ -166,12 +170,14 @@ func (b *Bridge) run(ctx context.Context, s *spool, client *kgo.Client) error {
 	}
 }
 
-func (b *Bridge) spoolFull(cluster string, d drops) {
+func (b *Bridge) spoolFull(cluster string, d drops) error {
 	for _, c := range b.clusters {
 		if c.name == cluster {
 			c.drop(d)
+			return c.remember()
 		}
 	}
+	return nil
 }
 
 // openKafka waits for Kafka, sees to the topics, reads what is known from before, opens the pipeline, and follows what other bridges assert.

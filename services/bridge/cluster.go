@@ -56,6 +56,8 @@ type cluster struct {
 
 	dropLogged time.Time
 
+	saving sync.Mutex // so that what is kept of the feed is the latest
+
 	loaded    chan struct{} // closed once what the log knows is known
 	startedMS int64         // when this process began
 }
@@ -165,17 +167,42 @@ func (c *cluster) assert() error {
 	if ok {
 		c.others.wrote(fact.ID)
 	}
-	saved, err := c.feed.save()
 	clusters := c.clusters()
 	c.mu.Unlock()
 	if !ok {
 		return nil
 	}
 	c.pipeline.submit(&delivery{cluster: c.name, receivedMS: time.Now().UnixMilli(), transient: true, records: c.nodeRecords([]presence.NodeFact{fact}, clusters)})
+	return c.remember()
+}
+
+// remember keeps the state of the feed on disk: before the log was read, what was dropped since, beside what the process before has kept.
+func (c *cluster) remember() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	c.mu.Lock()
+	saved, err := c.feed.save()
+	loaded := c.feed.loaded
+	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return c.spool.remember(c.memoryName(), saved)
+	if !loaded {
+		return c.spool.remember(map[string][]byte{c.dropsName(): saved})
+	}
+	return c.spool.remember(map[string][]byte{c.memoryName(): saved, c.dropsName(): nil})
+}
+
+// open takes the pipeline and the spool, and what processes before have dropped that had not read the log.
+func (c *cluster) open(p *pipeline, s *spool) error {
+	c.pipeline, c.spool = p, s
+	saved, err := s.recall(c.dropsName())
+	if err != nil || saved == nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.feed.recallDrops(saved)
 }
 
 // clusters returns the names of all clusters whose facts come through this subscription; mu must be held.
@@ -204,6 +231,8 @@ func (c *cluster) addGateway(name string) bool {
 }
 
 func (c *cluster) memoryName() string { return "feed/" + c.name }
+
+func (c *cluster) dropsName() string { return "drops/" + c.name }
 
 // load takes what the log and the disk know from before: the node facts of the cluster, the feed of this bridge, and the gateways for which it
 // asserted that feed too, unless they are the names of clusters that are configured. It is called once.

@@ -110,6 +110,18 @@ func (f *feed) save() ([]byte, error) {
 	return b, nil
 }
 
+// recallDrops takes what a process before saved that had not read the log: what it has dropped.
+func (f *feed) recallDrops(saved []byte) error {
+	var m memory
+	if err := json.Unmarshal(saved, &m); err != nil {
+		return fmt.Errorf("decode the saved drops of cluster %s: %w", f.fact.Cluster, err)
+	}
+	if m.Fact.DroppedCount > 0 {
+		f.dropped(m.Fact.DroppedCount, m.Fact.DroppedFromMS, m.Fact.DroppedToMS)
+	}
+	return nil
+}
+
 // recall takes the last Feed fact of this bridge in the log, nil if there is none, and what save returned, nil if that is lost. It is
 // called once; what happened before it is settled now.
 func (f *feed) recall(logged *presence.NodeFact, saved []byte) error {

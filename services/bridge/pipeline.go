@@ -95,8 +95,9 @@ type pipeline struct {
 	client  *kgo.Client
 	spool   *spool
 	metrics *metrics
-	// onDrop is called when deliveries of a cluster were dropped, onDirect when Kafka takes deliveries again. Neither may block.
-	onDrop   func(cluster string, d drops)
+	// onDrop is called when deliveries of a cluster are dropped, before the broker is told that they need not come again; it returns once that is kept.
+	onDrop func(cluster string, d drops) error
+	// onDirect is called when Kafka takes deliveries again. It must not block.
 	onDirect func()
 
 	mu       sync.Mutex
@@ -448,13 +449,15 @@ func (p *pipeline) spill() error {
 	if err := batch.commit(); err != nil {
 		return err
 	}
+	for cluster, l := range lost {
+		p.metrics.dropped.Add(float64(l.count))
+		if err := p.onDrop(cluster, l); err != nil {
+			return err
+		}
+	}
 	p.inFlight, p.held, p.records = nil, nil, 0
 	for i, d := range all {
 		p.settle(d, outcomes[i])
-	}
-	for cluster, l := range lost {
-		p.metrics.dropped.Add(float64(l.count))
-		p.onDrop(cluster, l)
 	}
 	return nil
 }

@@ -221,10 +221,23 @@ func (s *spool) remove(end uint64) error {
 	return nil
 }
 
-// remember keeps a value beside the queue, synced. It may be called from any goroutine.
-func (s *spool) remember(name string, value []byte) error {
-	if err := s.db.Set(append(memoryPrefix[:1:1], name...), value, pebble.Sync); err != nil {
-		return fmt.Errorf("write to the spool: %w", err)
+// remember keeps values beside the queue, all at once and synced; nil removes one. It may be called from any goroutine.
+func (s *spool) remember(values map[string][]byte) error {
+	batch := s.db.NewBatch()
+	var errs []error
+	for name, value := range values {
+		key := append(memoryPrefix[:1:1], name...)
+		if value == nil {
+			errs = append(errs, batch.Delete(key, nil))
+		} else {
+			errs = append(errs, batch.Set(key, value, nil))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return errors.Join(fmt.Errorf("write to the spool: %w", err), batch.Close())
+	}
+	if err := batch.Commit(pebble.Sync); err != nil {
+		return fmt.Errorf("sync the spool; is the disk full? %w", err)
 	}
 	return nil
 }

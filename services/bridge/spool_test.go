@@ -45,7 +45,7 @@ func TestSpoolKeepsOrderAcrossRestarts(t *testing.T) {
 		t.Error("a new spool is not empty")
 	}
 	addRecords(t, s, 0, 100)
-	if err := s.remember("feed/default", []byte("x")); err != nil {
+	if err := s.remember(map[string][]byte{"feed/default": []byte("x")}); err != nil {
 		t.Fatal(err)
 	}
 	for restart := range 3 {
