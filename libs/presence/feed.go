@@ -156,7 +156,8 @@ func (c *Cluster) toldMS() (ms, leaseMS int64) {
 }
 
 // healedMS returns until when everything that was missed is made up for: by a finished sweep, or because every node that is still there began its
-// generation later. 0: nothing is.
+// generation later. 0: nothing is. Where there are several bridges, the clock by which the generation began need not be that of the bridge that
+// missed something: what ended just before counts as missed.
 func (c *Cluster) healedMS() int64 {
 	var started int64
 	toldMS, leaseMS := c.toldMS()
@@ -169,6 +170,9 @@ func (c *Cluster) healedMS() int64 {
 		case started == 0 || n.StartedReceivedMS < started:
 			started = n.StartedReceivedMS
 		}
+	}
+	if len(c.Feeds) > 1 {
+		started = max(started-overlapMS, 0)
 	}
 	return max(started, c.syncedMS())
 }
