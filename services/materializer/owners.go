@@ -26,6 +26,8 @@ const (
 	// ours again after one new attempt; two processes that join as one take it from each other for ever.
 	maxTaken    = 4
 	takenWithin = time.Minute
+	// closeTime bounds how long a membership that ends waits for what the group is doing.
+	closeTime = time.Second
 )
 
 // owners is the member of the consumer group: it runs a partition while the group has it assigned to this process. It reads no records,
@@ -37,6 +39,7 @@ type owners struct {
 
 	mu      sync.Mutex
 	client  *kgo.Client // the membership; replaced when the group has given it away
+	cut     func()      // ends what the client waits for
 	running map[int32]*owner
 	joined  bool // the group has assigned partitions, possibly none
 	stopped bool
@@ -60,7 +63,9 @@ func (o *owners) join() error {
 		return err
 	}
 	session := o.m.cfg.session()
+	ctx, cut := context.WithCancel(context.Background())
 	client, err := kgo.NewClient(append(opts,
+		kgo.WithContext(ctx),
 		kgo.ConsumerGroup(o.m.cfg.group()),
 		kgo.InstanceID(o.m.cfg.instance()),
 		kgo.SessionTimeout(session),
@@ -77,12 +82,13 @@ func (o *owners) join() error {
 		}),
 	)...)
 	if err != nil {
+		cut()
 		return fmt.Errorf("join consumer group %s: %w", o.m.cfg.group(), err)
 	}
 	client.PauseFetchTopics(eventlog.TopicClientEvents)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.client = client
+	o.client, o.cut = client, cut
 	return nil
 }
 
@@ -177,7 +183,15 @@ func (o *owners) stop() {
 	o.unserveOthers()
 }
 
-func (o *owners) close() { o.member().Close() }
+// close ends the client. One that joins waits for all members, of which some may be gone; that it is not waited for.
+func (o *owners) close() {
+	o.mu.Lock()
+	client, cut := o.client, o.cut
+	o.mu.Unlock()
+	defer cut()
+	defer time.AfterFunc(closeTime, cut).Stop()
+	client.Close()
+}
 
 // leave ends the membership, which outlives the process otherwise. It is called after close: a client that is told so would join again.
 func (o *owners) leave(ctx context.Context) {
@@ -277,6 +291,6 @@ func (o *owners) watch(ctx context.Context) error {
 
 // rejoin takes the membership with a new client: the old one would ask for the one that it had for ever.
 func (o *owners) rejoin() error {
-	o.member().Close() // its partitions are lost already
+	o.close() // its partitions are lost already
 	return o.join()
 }
