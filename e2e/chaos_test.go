@@ -35,6 +35,8 @@ const (
 	recovery = 20 * time.Second
 	// restart is how long a query service may take until it answers again.
 	restart = 5 * time.Second
+	// kafkaStart is how long brokers that were killed may take until they answer: 34 s were seen where two processors had to start all three.
+	kafkaStart = 40 * time.Second
 )
 
 // chaosOptions are the run's, from the environment.
@@ -325,8 +327,16 @@ func (d *done) backBy(after time.Duration, carried []done) time.Time {
 	alone := d.healed.Add(after)
 	back := alone
 	for i := range carried {
-		if k := &carried[i]; k.Kind == chaos.Kafka && !k.began.After(alone) && k.healed.After(d.began) && k.healed.Add(after).After(back) {
-			back = k.healed.Add(after)
+		k := &carried[i]
+		if k.Kind != chaos.Kafka {
+			continue
+		}
+		there := k.healed
+		if k.Action == chaos.Kill || k.Action == chaos.Restart {
+			there = there.Add(kafkaStart)
+		}
+		if !k.began.After(alone) && there.After(d.began) && there.Add(after).After(back) {
+			back = there.Add(after)
 		}
 	}
 	return back
