@@ -8,7 +8,8 @@ import (
 // A partition that is far behind keeps its working set open over many takes from the queue, so that a row is written once for many facts, and is
 // not even read where the store has none. That takes memory, so partitions take turns: few of them catch up at a time, each with its part of
 // workingBytes, and the others are not read from Kafka meanwhile. Readers see the rows and the offset of the latest commit; who waits for an offset
-// that was folded has it committed.
+// that was folded has it committed. What such a set has to publish goes to disk before it is committed, and is read from there when it is
+// published, so that it does not bound the set.
 const (
 	// workingBytes bounds the working sets of all partitions that catch up. What a set is written from, and its indexes, take as much again at most.
 	workingBytes = 256 << 20
@@ -16,12 +17,16 @@ const (
 	maxTurns = 4
 	// farBehind is from how many records on a partition needs a turn.
 	farBehind = 4 * catchUpBatch
-	// maxOpenOutbox is how many bytes of records a set may hold back from publication.
+	// maxOpenOutbox is how many bytes of records a set may hold back from publication in memory, and spillOutbox from how many on what a set has
+	// of them is written to disk. maxSpilled bounds what all partitions have there and not published yet; who has nothing there is not
+	// held up by others.
 	maxOpenOutbox = 4 * maxOutbox
+	spillOutbox   = maxOutbox / 2
+	maxSpilled    = 256 << 20
 	// maxOpen is how long a set stays open: after a crash it is folded again. For one who waits for an offset it is minOpen.
 	maxOpen = 5 * time.Second
 	minOpen = 200 * time.Millisecond
-	// loadRows is from how many rows on the first set of an empty partition is loaded as files, which costs some synced writes.
+	// loadRows is the default of partition.loadRows.
 	loadRows = 4 << 10
 )
 
@@ -55,7 +60,43 @@ func (p *partition) due() bool {
 // grown reports whether the working set has reached a bound.
 func (p *partition) grown() bool {
 	f := &p.folds
-	return f.outSize >= maxOpenOutbox || f.memory() >= workingBytes/max(cap(p.parts.turns), 1)
+	if f.onDisk > 0 && p.parts.spilled.Load() >= maxSpilled {
+		return true
+	}
+	return f.outSize-f.onDisk >= maxOpenOutbox || f.memory() >= workingBytes/max(cap(p.parts.turns), 1)
+}
+
+// spill writes the full chunks of the outbox of a partition that catches up to disk, once they are many.
+func (p *partition) spill() error {
+	f := &p.folds
+	if !p.turn || f.outSize-f.onDisk < p.spillFrom {
+		return nil
+	}
+	for ; f.spilled+1 < len(f.out); f.spilled++ {
+		if f.spill == nil {
+			var err error
+			if f.spill, err = p.parts.store.NewSpill(p.id); err != nil {
+				return err
+			}
+		}
+		c := &f.out[f.spilled]
+		c.Seq = p.outbox.nextSeq(f.spilled)
+		if err := f.spill.Put(c); err != nil {
+			return err
+		}
+		f.onDisk += c.Size()
+		p.outbox.spill(c)
+	}
+	return nil
+}
+
+// closeSpill drops what the set has written of its outbox.
+func (f *fold) closeSpill() error {
+	s := f.spill
+	if f.spill = nil; s == nil {
+		return nil
+	}
+	return s.Close()
 }
 
 // endTurn lets another partition catch up.

@@ -456,7 +456,12 @@ func (p *partition) loadOutbox() error {
 		return nil
 	}
 	var chunks []store.Chunk
+	held := 0
 	if err := p.parts.store.Outbox(p.id, func(c store.Chunk) error {
+		if held += c.Size(); held > maxOutbox {
+			c.Release()
+			p.outbox.spill(&c)
+		}
 		chunks = append(chunks, c)
 		return nil
 	}); err != nil {

@@ -51,6 +51,9 @@ func (p *partition) fold(ctx context.Context, records []*kgo.Record) error {
 			return err
 		}
 		f.records += n
+		if err := p.spill(); err != nil {
+			return err
+		}
 		if records = records[n:]; len(records) > 0 && p.grown() {
 			if err := p.flush(); err != nil {
 				return err
@@ -100,7 +103,7 @@ func (p *partition) flush() error {
 	defer f.reset()
 	b, err := p.newBatch()
 	if err != nil {
-		return err
+		return errors.Join(err, f.closeSpill())
 	}
 	order := f.sorted()
 	for _, e := range order {
@@ -129,11 +132,14 @@ func (p *partition) flush() error {
 
 // newBatch returns the batch that the working set is written with.
 func (p *partition) newBatch() (*store.Batch, error) {
-	if f := &p.folds; f.blank && f.size >= loadRows {
-		// With the first facts to the last ones there is nothing left to build.
-		return p.indexes.NewLoad(p.progress.reached(p.meta.Next))
+	f := &p.folds
+	if f.spill == nil && (f.size < p.loadRows || !f.blank && !p.turn) {
+		return p.indexes.NewBatch(), nil
 	}
-	return p.indexes.NewBatch(), nil
+	// With the first facts to the last ones there is nothing left to build.
+	b, err := p.indexes.NewLoad(store.Load{First: f.blank, Complete: p.progress.reached(p.meta.Next), Spill: f.spill})
+	f.spill = nil
+	return b, err
 }
 
 // decode fills facts and poison, and adds the facts' entries; it returns the offset after the last record.

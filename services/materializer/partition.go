@@ -54,8 +54,11 @@ type partition struct {
 	meta    store.Meta
 	indexes *store.Indexes // set by acquire
 	folds   fold
-	turn    bool // it is among those that catch up, see turns
-	sweep   sweep
+	// loadRows is from how many rows on a set of a partition that catches up is written as tables, which costs some synced writes.
+	// spillFrom is how many bytes of records its set has in memory.
+	loadRows, spillFrom int
+	turn                bool // it is among those that catch up, see turns
+	sweep               sweep
 	// indexing is when the building of the indexes began, zero if they are not being built.
 	indexing time.Time
 	expiry   expiry
@@ -70,6 +73,7 @@ type parts struct {
 	nodes   *nodes
 	fetcher *fetcher
 	turns   turns
+	spilled atomic.Int64 // bytes of all partitions' outboxes that are in the store only, or will be
 	dead    *deadLetters
 	adm     *kadm.Client
 	metrics *metrics
@@ -81,7 +85,8 @@ type parts struct {
 func newPartition(id int32, ps *parts) *partition {
 	p := &partition{id: id, parts: ps, log: ps.log.With(service.KeyPartition, id), metrics: ps.metrics.partition()}
 	p.queue = newQueue(&p.progress, ps.fetcher.signal)
-	p.outbox = newOutbox()
+	p.outbox, p.loadRows, p.spillFrom = newOutbox(), loadRows, spillOutbox
+	p.outbox.total = &ps.spilled
 	p.repairs = make(chan struct{}, 1)
 	p.stops = newStops()
 	p.folds.init()
@@ -95,6 +100,9 @@ func (p *partition) run(ctx context.Context, serve func(bool)) (err error) {
 	p.serve = serve
 	defer p.ended.Store(true)
 	defer p.stops.end()
+	defer p.outbox.end()
+	// A set that is open when the partition is given up in order is committed after work has ended: see finish.
+	defer func() { err = errors.Join(err, p.folds.closeSpill()) }()
 	var pub *publisher
 	if p.parts.cfg.Publish {
 		if pub, err = newPublisher(ctx, p); err != nil {

@@ -133,7 +133,11 @@ func (u *publisher) run(ctx context.Context) error {
 		if err := b.Commit(); err != nil {
 			return err
 		}
-		u.p.outbox.remove(len(chunks))
+		if u.p.outbox.remove(len(chunks)) {
+			if err := u.p.parts.store.Reclaim(); err != nil {
+				return err
+			}
+		}
 		u.p.metrics.published.Add(float64(len(u.records)))
 		due = began.Add(pause(time.Since(began)))
 	}
@@ -164,7 +168,13 @@ func (u *publisher) load(chunks []store.Chunk) (err error) {
 		u.records = nil // the memory of a large transaction is kept for the next large one only
 	}
 	for i := range chunks {
-		if u.records, err = chunks[i].AppendRecords(u.records); err != nil {
+		c := chunks[i]
+		if c.Released() {
+			if c, err = u.p.parts.store.ReadChunk(u.p.id, &c); err != nil {
+				return err
+			}
+		}
+		if u.records, err = c.AppendRecords(u.records); err != nil {
 			return fmt.Errorf("read chunk %d of the outbox of partition %d: %w", chunks[i].Seq, u.p.id, err)
 		}
 	}

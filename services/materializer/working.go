@@ -29,6 +29,9 @@ type fold struct {
 	out     []store.Chunk // the outbox
 	record  kgo.Record    // that is being put into it
 	outSize int           // bytes of it
+	spill   *store.Spill  // what has the first chunks of it, nil if all of them are in memory
+	spilled int           // chunks
+	onDisk  int           // bytes of them
 	counted counted
 	bytes   int       // of the entries' states; see memory
 	records int       // that were taken
@@ -106,7 +109,7 @@ func (f *fold) empty() bool { return f.records == 0 }
 
 // memory is about how many bytes the set takes.
 func (f *fold) memory() int {
-	return f.size*entryBytes + f.bytes + f.arena.used + f.logs.size + f.history.size + f.outSize
+	return f.size*entryBytes + f.bytes + f.arena.used + f.logs.size + f.history.size + f.outSize - f.onDisk
 }
 
 func (f *fold) entry(i int) *entry { return &f.blocks[i/blockEntries][i%blockEntries] }

@@ -159,6 +159,9 @@ func TestWorkingSetsMakeNoDifference(t *testing.T) {
 		}
 		p := catchingUp(t, int64(len(records)))
 		p.meta.SweptNode = -1
+		if random.IntN(2) == 0 {
+			p.loadRows, p.spillFrom = 1+random.IntN(20), 1
+		}
 		for p.progress.read().next < int64(len(records)) {
 			at := int(p.meta.Next)
 			// A take may begin below the offset: what is known is passed over.
@@ -380,5 +383,36 @@ func eventually(t testing.TB, what string, condition func() bool) {
 		case <-deadline:
 			t.Fatalf("%s: not within %v", what, patience)
 		}
+	}
+}
+
+// What an open set has spilled is not lost when the partition is given up, and the publisher reads all of it.
+func TestGivenUpWithASpill(t *testing.T) {
+	p := catchingUp(t, 1<<40)
+	p.spillFrom = 1
+	const facts = 5000
+	if err := p.fold(context.Background(), benchRecords(facts, facts)); err != nil {
+		t.Fatal(err)
+	}
+	if p.folds.spill == nil || p.folds.onDisk == 0 {
+		t.Fatal("nothing was spilled")
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := p.work(ended); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.flush(); err != nil {
+		t.Fatal(err)
+	}
+	u := &publisher{p: p}
+	if err := u.load(p.outbox.chunks); err != nil || len(u.records) != facts {
+		t.Errorf("%d of %d records, error %v", len(u.records), facts, err)
+	}
+	if n := p.parts.spilled.Load(); n == 0 || n != int64(p.outbox.stored) {
+		t.Errorf("%d bytes are spilled, %d stored", n, p.outbox.stored)
+	}
+	if p.outbox.end(); p.parts.spilled.Load() != 0 {
+		t.Errorf("%d bytes are spilled after the end", p.parts.spilled.Load())
 	}
 }

@@ -41,10 +41,21 @@ func (b *Batch) put(key, value []byte) {
 	b.fail(b.b.Set(key, value, nil))
 }
 
-func (b *Batch) drop(key []byte) {
-	if b.load == nil {
-		b.fail(b.b.Delete(key, nil))
+// merge has the store join a value with what it has for the key.
+func (b *Batch) merge(key, value []byte) {
+	if b.load != nil {
+		b.fail(b.load.merge(key, value))
+		return
 	}
+	b.fail(b.b.Merge(key, value, nil))
+}
+
+func (b *Batch) drop(key []byte) {
+	if b.load != nil {
+		b.fail(b.load.drop(key))
+		return
+	}
+	b.fail(b.b.Delete(key, nil))
 }
 
 // replace is set, but an empty value removes the key.
@@ -103,8 +114,14 @@ func (b *Batch) ClearDirty(client []byte) {
 	b.remove(appendClient(b.key[:0], kindDirty, b.partition, client))
 }
 
-// PutOutbox writes a chunk of the outbox.
+// PutOutbox writes a chunk of the outbox, unless it was spilled.
 func (b *Batch) PutOutbox(c *Chunk) {
+	if c.Released() {
+		if b.load == nil {
+			b.fail(fmt.Errorf("chunk %d of the outbox has no bytes, and the batch has no spill", c.Seq))
+		}
+		return
+	}
 	b.set(appendOutbox(b.key[:0], b.partition, c.Seq), c.data)
 }
 

@@ -8,8 +8,8 @@
 //   - Commit does not wait for the disk. A crash of the process or of the machine takes a suffix of the batches, never one from between
 //     others: what is left is consistent, just older, and is folded again. Whoever tells others what is in a batch waits for
 //     [Store.Sync] first, after which nothing that was committed before can be lost.
-//   - The first rows of a partition may be loaded as tables ([Indexes.NewLoad]). That is a batch too, but one that is synced, together with all
-//     that was committed before it.
+//   - Many rows of a partition may be loaded as tables ([Indexes.NewLoad]). That is a batch too, but one that is synced, together with all
+//     that was committed before it. Its outbox may be on disk before ([Spill]); nobody sees it until the load is committed.
 //   - What depends on arrival, a client's log of [Evidence], stands beside its row, is written with it and bounded in entries and bytes. So does
 //     its history of every [Session] that the row's state has let go, which does not depend on arrival: histories are joined by Pebble, in any order.
 //   - What indexes and counters hold is a function of the rows alone, and is written in the batch of the row. Where that was not so from the

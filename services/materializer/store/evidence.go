@@ -329,7 +329,7 @@ func (m *evidenceMerge) Finish(bool) ([]byte, io.Closer, error) {
 // AddEvidence appends entries to a client's log.
 func (b *Batch) AddEvidence(client, log []byte) {
 	b.key = appendClient(b.key[:0], kindEvidence, b.partition, client)
-	if b.load != nil {
+	if b.load != nil && b.load.first {
 		// What a merge would make of it; the caller's bytes stay as they are.
 		b.value = append(b.value[:0], log...)
 		log, err := cutEvidence(b.value, b.store.evidence)
@@ -337,7 +337,7 @@ func (b *Batch) AddEvidence(client, log []byte) {
 		b.put(b.key, log)
 		return
 	}
-	b.fail(b.b.Merge(b.key, log, nil))
+	b.merge(b.key, log)
 }
 
 // SetEvidence replaces a client's log; an empty one is removed.

@@ -217,8 +217,10 @@ func (b *Batch) writeIndexes() {
 	slices.SortFunc(c.entries, func(p, q entryChange) int {
 		return cmp.Or(bytes.Compare(c.keys[p.begin:p.end], c.keys[q.begin:q.end]), cmp.Compare(p.begin, q.begin))
 	})
-	for _, e := range c.entries {
-		if key := c.keys[e.begin:e.end]; e.remove {
+	for i, e := range c.entries {
+		if key := c.keys[e.begin:e.end]; i+1 < len(c.entries) && bytes.Equal(key, c.keys[c.entries[i+1].begin:c.entries[i+1].end]) {
+			continue
+		} else if e.remove {
 			b.drop(key)
 		} else {
 			b.put(key, nil)

@@ -1,19 +1,23 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// The first rows of a partition are many, and come in the order of their keys with all that stands beside them. They are written as the tables
-// that the store would have made of them in the end, one per kind, and put into the store all at once, with the offset: a load is as atomic as
-// any other batch, and costs no log, no memtable and no compaction.
+// The rows of a working set are many, and come in the order of their keys with all that stands beside them. They are written as tables, one per kind,
+// and put into the store all at once, with the offset: a load is as atomic as any other batch, and costs no log and no memtable. The first rows of a
+// partition are the tables that the store would have made of them in the end, and cost no compaction either. The outbox of a set may be written
+// before its rows, so that it need not be in memory: see [Spill].
 
 // loadDir is where tables are written, inside the store's directory. What a crash left there is removed at the next start.
 const loadDir = "load"
@@ -22,6 +26,7 @@ const loadDir = "load"
 type load struct {
 	store  *Store
 	dir    string
+	first  bool            // the partition has no rows
 	tables map[byte]*table // by kind
 	size   int
 }
@@ -29,6 +34,53 @@ type load struct {
 type table struct {
 	path string
 	w    *sstable.Writer
+	// drops are the keys to remove that are not written yet, in ascending order: what was written last is below all of them.
+	drops [][]byte
+}
+
+// Load is what a load is to be.
+type Load struct {
+	First    bool // the partition has no rows
+	Complete bool // indexes and counters are valid once it is committed; of a first load only
+	Spill    *Spill
+}
+
+// Spill is the first chunks of the outbox of a load, which are written before the load is begun. It belongs to one goroutine.
+type Spill struct {
+	partition int32
+	load      *load
+	key       []byte
+}
+
+// NewSpill returns an empty spill. It must be closed, or made part of a load.
+func (s *Store) NewSpill(partition int32) (*Spill, error) {
+	l, err := s.newLoad(partition)
+	if err != nil {
+		return nil, err
+	}
+	return &Spill{partition: partition, load: l}, nil
+}
+
+// Put writes a chunk, whose number must be larger than that of the one before it, and lets go of its bytes.
+func (s *Spill) Put(c *Chunk) error {
+	s.key = appendOutbox(s.key[:0], s.partition, c.Seq)
+	if err := s.load.set(s.key, c.data); err != nil {
+		return fmt.Errorf("write chunk %d of the outbox of partition %d: %w", c.Seq, s.partition, err)
+	}
+	c.Release()
+	return nil
+}
+
+// Close drops what was written.
+func (s *Spill) Close() error { return s.load.close() }
+
+func (s *Store) newLoad(partition int32) (*load, error) {
+	l := &load{store: s, tables: map[byte]*table{}}
+	l.dir = s.opts.FS.PathJoin(s.dir, loadDir, strconv.FormatUint(s.loads.Add(1), 10))
+	if err := s.opts.FS.MkdirAll(l.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make a directory for tables of partition %d: %w", partition, err)
+	}
+	return l, nil
 }
 
 // Blank reports whether a partition has no rows.
@@ -42,16 +94,21 @@ func (s *Store) Blank(partition int32) (bool, error) {
 	return blank, err
 }
 
-// NewLoad returns an empty batch that writes the first rows of a partition that has none: all of them in ascending order, and so what stands
-// beside them, each key once. If complete, indexes and counters are valid once it is committed. It must be committed or closed.
-func (x *Indexes) NewLoad(complete bool) (*Batch, error) {
+// NewLoad returns a batch that writes many rows, all of them in ascending order, and so what stands beside them, each key once. The spill is part of
+// the batch, also after an error. It must be committed or closed.
+func (x *Indexes) NewLoad(o Load) (*Batch, error) {
 	x.changes.reset(x)
-	l := &load{store: x.store, tables: map[byte]*table{}}
-	l.dir = x.store.opts.FS.PathJoin(x.store.dir, loadDir, strconv.FormatUint(x.store.loads.Add(1), 10))
-	if err := x.store.opts.FS.MkdirAll(l.dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make a directory for the first rows of partition %d: %w", x.partition, err)
+	var l *load
+	if o.Spill != nil {
+		l = o.Spill.load
+	} else {
+		var err error
+		if l, err = x.store.newLoad(x.partition); err != nil {
+			return nil, err
+		}
 	}
-	if complete && !x.valid {
+	l.first = o.First
+	if o.First && o.Complete && !x.valid {
 		// A former version may have left something, which Build removes.
 		var err error
 		if x.loading, err = x.none(); err != nil {
@@ -81,19 +138,91 @@ func (x *Indexes) none() (bool, error) {
 
 // set adds a key to the table of its kind.
 func (l *load) set(key, value []byte) error {
-	t := l.tables[key[0]]
-	if t == nil {
-		opts := l.store.opts
-		t = &table{path: opts.FS.PathJoin(l.dir, strconv.Itoa(int(key[0]))+".sst")}
-		f, err := opts.FS.Create(t.path, vfs.WriteCategoryUnspecified)
-		if err != nil {
-			return fmt.Errorf("make a table: %w", err)
-		}
-		t.w = sstable.NewWriter(objstorageprovider.NewFileWritable(f), l.store.tables)
-		l.tables[key[0]] = t
+	t, err := l.table(key[0])
+	if err == nil {
+		err = t.writeDrops(key)
+	}
+	if err != nil {
+		return err
 	}
 	l.size += len(key) + len(value)
 	return t.w.Set(key, value)
+}
+
+// merge adds what is to be merged with what the store has for a key. A table has a key only once, so that is not what the load removes.
+func (l *load) merge(key, value []byte) error {
+	t, err := l.table(key[0])
+	if err == nil {
+		if _, found := slices.BinarySearchFunc(t.drops, key, bytes.Compare); found {
+			return fmt.Errorf("merge into key %x, which the same load removes", key)
+		}
+		err = t.writeDrops(key)
+	}
+	if err != nil {
+		return err
+	}
+	l.size += len(key) + len(value)
+	return t.w.Merge(key, value)
+}
+
+// drop removes a key. It may come before keys of its kind that are smaller, but not after a larger one was set.
+func (l *load) drop(key []byte) error {
+	if l.first {
+		return nil // there is nothing
+	}
+	t, err := l.table(key[0])
+	if err != nil {
+		return err
+	}
+	l.size += len(key)
+	if i, found := slices.BinarySearchFunc(t.drops, key, bytes.Compare); !found {
+		t.drops = slices.Insert(t.drops, i, bytes.Clone(key))
+	}
+	return nil
+}
+
+// writeDrops writes the removals of keys below one that follows; nil: all.
+func (t *table) writeDrops(next []byte) error {
+	for len(t.drops) > 0 {
+		key := t.drops[0]
+		if next != nil {
+			switch c := bytes.Compare(key, next); {
+			case c > 0:
+				return nil
+			case c == 0: // what follows replaces it
+				t.drops = t.drops[1:]
+				return nil
+			}
+		}
+		t.drops = t.drops[1:]
+		if err := t.w.Delete(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// table returns the table of a kind, which is made if it is not there.
+func (l *load) table(kind byte) (*table, error) {
+	if t := l.tables[kind]; t != nil {
+		return t, nil
+	}
+	opts := l.store.opts
+	t := &table{path: opts.FS.PathJoin(l.dir, strconv.Itoa(int(kind))+".sst")}
+	f, err := opts.FS.Create(t.path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, fmt.Errorf("make a table: %w", err)
+	}
+	o := l.store.tables
+	// A removal in the lowest level would be hidden as one that has nothing left to remove. What is spilled before the kind of load is known, has none.
+	o.WritingToLowestLevel = l.first
+	if kind == kindOutbox {
+		// Chunks are read once, and soon gone.
+		o.Compression = block.NoCompression
+	}
+	t.w = sstable.NewWriter(objstorageprovider.NewFileWritable(f), o)
+	l.tables[kind] = t
+	return t, nil
 }
 
 // commit puts the tables into the store.
@@ -101,7 +230,8 @@ func (l *load) commit() error {
 	paths := make([]string, 0, len(l.tables))
 	for kind, t := range l.tables {
 		// Close syncs the file.
-		if err := t.w.Close(); err != nil {
+		if err := errors.Join(t.writeDrops(nil), t.w.Close()); err != nil {
+			t.w = nil
 			return errors.Join(fmt.Errorf("write a table of kind %#x: %w", kind, err), l.close())
 		}
 		t.w = nil

@@ -1,11 +1,14 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/libs/presence"
 )
@@ -13,7 +16,7 @@ import (
 // loadClients loads the first rows of a partition and their logs.
 func loadClients(t *testing.T, x *Indexes, n int, next int64) *Batch {
 	t.Helper()
-	b, err := x.NewLoad(true)
+	b, err := x.NewLoad(Load{First: true, Complete: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,5 +114,78 @@ func checkLoaded(t *testing.T, s *Store, loaded bool) {
 	}
 	if names, err := s.opts.FS.List(s.opts.FS.PathJoin(s.dir, loadDir)); err == nil && len(names) > 0 {
 		t.Errorf("a crash has left %q", names)
+	}
+}
+
+// What was spilled is part of its load: read as any other chunk, and gone with a load that is not committed.
+func TestSpill(t *testing.T) {
+	s, err := Open("data", Options{CacheBytes: 1 << 20, FS: vfs.NewMem()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	x, err := s.Indexes(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunk := func(seq uint64) Chunk {
+		c := AppendOutbox(nil, &kgo.Record{Key: []byte("k"), Value: fmt.Appendf(nil, "value %d", seq)})[0]
+		c.Seq = seq
+		return c
+	}
+	for _, commit := range []bool{false, true} {
+		spill, err := s.NewSpill(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spilled := []Chunk{chunk(1), chunk(2)}
+		for i := range spilled {
+			size := spilled[i].Size()
+			if err := spill.Put(&spilled[i]); err != nil {
+				t.Fatal(err)
+			}
+			if c := &spilled[i]; !c.Released() || c.Bytes() != 0 || c.Size() != size {
+				t.Errorf("a chunk of %d bytes: %+v", size, c)
+			}
+		}
+		b, err := x.NewLoad(Load{Spill: spill})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept := chunk(3)
+		for _, c := range append(spilled, kept) {
+			b.PutOutbox(&c)
+		}
+		end, want := b.Commit, []uint64{1, 2, 3}
+		if !commit {
+			end, want = b.Close, nil
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		var have []uint64
+		if err := s.Outbox(0, func(c Chunk) error {
+			have = append(have, c.Seq)
+			return nil
+		}); err != nil || !slices.Equal(have, want) {
+			t.Errorf("commit %v: chunks %v, want %v, error %v", commit, have, want, err)
+		}
+		for i := range spilled {
+			c, err := s.ReadChunk(0, &spilled[i])
+			if !commit {
+				if !errors.Is(err, ErrCorrupt) {
+					t.Errorf("a chunk that is not there: %v", err)
+				}
+				continue
+			}
+			records, decodeErr := c.AppendRecords(nil)
+			if err = errors.Join(err, decodeErr); err != nil || len(records) != 1 || string(records[0].Value) != fmt.Sprintf("value %d", i+1) {
+				t.Errorf("chunk %d: %v, error %v", i+1, records, err)
+			}
+		}
 	}
 }

@@ -16,7 +16,8 @@ const MaxChunkBytes = 256 << 10
 type Chunk struct {
 	Seq     uint64 // ascends over a partition's chunks
 	Records int
-	data    []byte
+	data    []byte // nil once released
+	size    int    // of the bytes that were released
 }
 
 // The value is format(1) and records, each of them varint(time) uvarint(#headers) (str(key) str(value))* str(key) str(value). An empty value is
@@ -61,8 +62,39 @@ func appendBytes(dst, b []byte) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
 }
 
-// Bytes is the size of the chunk.
+// Bytes is how many bytes the chunk holds in memory.
 func (c *Chunk) Bytes() int { return len(c.data) }
+
+// Size is the size of the chunk, wherever its bytes are.
+func (c *Chunk) Size() int { return len(c.data) + c.size }
+
+// Release lets go of the bytes of a chunk, which the store has.
+func (c *Chunk) Release() { c.data, c.size = nil, c.Size() }
+
+// Released reports whether the chunk's bytes are in the store only, from where [Store.ReadChunk] gets them.
+func (c *Chunk) Released() bool { return c.data == nil }
+
+// ReadChunk returns a chunk that was released, with its bytes.
+func (s *Store) ReadChunk(partition int32, c *Chunk) (Chunk, error) {
+	data, found, err := s.appendValue(make([]byte, 0, c.Size()), appendOutbox(nil, partition, c.Seq), partition)
+	if err == nil && (!found || len(data) != c.Size()) {
+		err = fmt.Errorf("%w: chunk %d of the outbox of partition %d has %d bytes, want %d", ErrCorrupt, c.Seq, partition, len(data), c.Size())
+	}
+	return Chunk{Seq: c.Seq, Records: c.Records, data: data}, err
+}
+
+// Reclaim has the store remove what was deleted from disk soon, not only once much else has been written.
+func (s *Store) Reclaim() error {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.closed {
+		return ErrClosed
+	}
+	if _, err := s.db.AsyncFlush(); err != nil {
+		return fmt.Errorf("flush the store: %w", err)
+	}
+	return nil
+}
 
 // AppendRecords appends the records of the chunk to dst, without topic and partition. They share the chunk's bytes, and headers among each other.
 func (c *Chunk) AppendRecords(dst []kgo.Record) ([]kgo.Record, error) {

@@ -387,13 +387,13 @@ func (m *sessionsMerge) Finish(bool) ([]byte, io.Closer, error) {
 // AddSessions joins entries to a client's history.
 func (b *Batch) AddSessions(client, log []byte) {
 	b.key = appendClient(b.key[:0], kindSessions, b.partition, client)
-	if b.load != nil {
+	if b.load != nil && b.load.first {
 		log, err := JoinSessions(log, b.store.sessions) // as a merge would
 		b.fail(err)
 		b.put(b.key, log)
 		return
 	}
-	b.fail(b.b.Merge(b.key, log, nil))
+	b.merge(b.key, log)
 }
 
 // SetSessions replaces a client's history, in canonical form; an empty one is removed.
