@@ -359,6 +359,7 @@ func (c *cluster) received(m *message, redelivered bool, settle func()) {
 	}
 	var added []string
 	for i := range result.facts {
+		c.nodes.event(result.facts[i].TimeMS, m.receivedMS)
 		if name := result.facts[i].Cluster; name != c.name && c.addGateway(name) {
 			added = append(added, name)
 		}

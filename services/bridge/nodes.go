@@ -14,8 +14,10 @@ const (
 	// pairMS is how far apart an uptime and a datetime of one heartbeat may arrive. Two of a kind within it are a burst: heartbeats that
 	// the broker kept while the bridge was away, which of them belong together is not known.
 	pairMS = 1_000
-	// queueMS is how long after a session was resumed what the broker kept for it may come.
-	queueMS = 2_000
+	// queueMS is how long after a session was resumed what the broker kept for it may come, or after an event that it kept for as long;
+	// maxQueueMS is how long at most: a node whose clock is behind always tells of old events.
+	queueMS    = 2_000
+	maxQueueMS = 60_000
 	// sameBootMS is how far apart two readings of one boot instant may be, on the node's clock.
 	sameBootMS = 250
 )
@@ -37,6 +39,7 @@ type nodes struct {
 	heardMS int64
 	// Until queuedUntilMS a heartbeat may be one that the broker kept for the session, sent at any time from queuedSinceMS on.
 	queuedSinceMS, queuedUntilMS int64
+	resumedMS                    int64
 
 	upSinceMS int64 // since when heartbeats would have been received, 0 if the subscription is down
 	tickedMS  int64
@@ -112,7 +115,14 @@ func (n *nodes) subscribed(atMS int64) { n.upSinceMS = atMS }
 
 // resumed is called when a session is resumed whose connection was down from sinceMS to nowMS.
 func (n *nodes) resumed(sinceMS, nowMS int64) {
-	n.queuedSinceMS, n.queuedUntilMS = max(sinceMS, 1), nowMS+queueMS
+	n.queuedSinceMS, n.queuedUntilMS, n.resumedMS = max(sinceMS, 1), nowMS+queueMS, nowMS
+}
+
+// event is called for each event of a client: while old ones come after a session was resumed, heartbeats may be old, too.
+func (n *nodes) event(timeMS, receivedMS int64) {
+	if timeMS > 0 && receivedMS-timeMS > queueMS && receivedMS < n.queuedUntilMS && receivedMS < n.resumedMS+maxQueueMS {
+		n.queuedUntilMS = receivedMS + queueMS
+	}
 }
 
 // load ends recalling and returns the facts of the heartbeats that came before.
@@ -278,6 +288,10 @@ func (n *nodes) heartbeat(s *signal, receivedMS int64) []presence.NodeFact {
 	bootMS, bootReceivedMS := int64(0), sentMS-s.ms-s.granularityMS
 	if s.clockMS != 0 {
 		bootMS = s.clockMS - s.ms - s.granularityMS
+		if !s.paired {
+			// The clock is that of the receipt, the uptime that of the sending.
+			bootMS -= receivedMS - sentMS
+		}
 	}
 	started := !m.known || s.ms < m.uptimeMS || m.receivedMS >= n.wokeMS && m.bootedSince(bootMS, bootReceivedMS)
 	if started && m.known && !s.paired && n.heardMS < receivedMS {

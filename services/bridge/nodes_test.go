@@ -124,6 +124,30 @@ func TestQueuedHeartbeatsClaimNoLateBoot(t *testing.T) {
 	}
 }
 
+// A broker without a clock of its own boots while the bridge is away, and keeps its first heartbeat for the session. It comes late, behind all else that
+// was kept: connections that were opened meanwhile must not count as those of before the boot.
+func TestQueuedFirstHeartbeatEndsNobody_H10(t *testing.T) {
+	for _, backlogS := range []float64{1, 2.5, 9} {
+		n := loaded()
+		check(t, "before", single(n, 100, 0), "started@-101 alive@-101")
+		n.interrupted(t0 + 10_000)
+		n.resumed(t0+10_000, t0+30_000)
+		for s := 0.0; s <= backlogS; s += 0.5 {
+			n.event(t0+int64(20_000+1000*s), t0+30_000+int64(1000*s)) // ten seconds old
+		}
+		check(t, fmt.Sprintf("behind %g s of events", backlogS), single(n, 0, 30+backlogS), "started@10 alive@10")
+		check(t, "live again", single(n, 90, 110), "alive@19")
+	}
+	n := loaded()
+	single(n, 100, 0)
+	n.interrupted(t0 + 10_000)
+	n.resumed(t0+10_000, t0+30_000)
+	for s := 0.0; s <= 90; s++ {
+		n.event(t0+int64(1000*s), t0+30_000+int64(1000*s)) // of a node whose clock is behind
+	}
+	check(t, "of a clock that is behind", single(n, 1, 120), "started@118 alive@118")
+}
+
 func TestMembers_H10_H18(t *testing.T) {
 	n := loaded()
 	beat(n, 100, 0, 0)
