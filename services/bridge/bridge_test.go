@@ -205,7 +205,9 @@ func TestSpoolBoundIsAsserted_H12(t *testing.T) {
 		t.Error("answers are not stale, though facts were dropped")
 	}
 	// The node was started again: what was dropped is of connections that are over. What comes sooner may have waited in the session.
-	in.feed(func(f presence.NodeFact) bool { return f.CompleteSinceMS != 0 && f.ReceivedMS > f.CompleteSinceMS+queueMS+100 })
+	in.feed(func(f presence.NodeFact) bool {
+		return f.CompleteSinceMS != 0 && f.ReceivedMS > f.CompleteSinceMS+queueMS+100
+	})
 	b.heartbeat(time.Millisecond)
 	in.until(func() error {
 		if table() {
