@@ -127,6 +127,7 @@ func TestAckOnlyWhenDurable(t *testing.T) {
 	in := k.reader(t)
 	b.open("dev1", 1)
 	in.want(1)
+	b.waitSettled(cfg)
 
 	for _, answered := range []bool{true, false} {
 		release, asked := k.hold()

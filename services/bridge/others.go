@@ -13,8 +13,9 @@ import (
 const (
 	// overlapMS is how long another bridge must have been subscribed so that it has what this one cannot place.
 	overlapMS = presence.DefaultAllowanceMS
-	// ownFeeds is how many of the Feed facts of its own a bridge remembers, to tell them from those of another one with its name.
-	ownFeeds = 256
+	// ownFeeds is how many of the Feed facts of its own a bridge remembers, to tell them from those of another one with its name. While facts are
+	// dropped there is one for each time that some are, and the log may come late.
+	ownFeeds = 64 << 10
 	// loadPatience is how long a session waits for what the log says of other bridges.
 	loadPatience = 2 * time.Second
 	// rivalMemory is how long another bridge with the same name is reported after its last sign.
@@ -24,17 +25,26 @@ const (
 // others is what a bridge knows of the other bridges of its cluster, from the log. It is guarded by the cluster.
 type others struct {
 	feeds map[string]presence.NodeFact // by bridge: the latest
-	own   []string                     // IDs of the latest Feed facts of this process
+	own   map[string]bool              // IDs of the latest Feed facts of this process
+	order []string                     // of own, oldest first
 	// rivalMS is when the log had a Feed fact with this bridge's name that another process wrote; 0: never.
 	rivalMS int64
 	logged  time.Time
 }
 
 func (o *others) wrote(id string) {
-	if len(o.own) == ownFeeds {
-		o.own = slices.Delete(o.own, 0, 1)
+	if o.own == nil {
+		o.own = map[string]bool{}
 	}
-	o.own = append(o.own, id)
+	if o.own[id] {
+		return
+	}
+	if len(o.order) == ownFeeds {
+		delete(o.own, o.order[0])
+		o.order = o.order[1:]
+	}
+	o.own[id] = true
+	o.order = append(o.order, id)
 }
 
 // covers reports whether another bridge has seen every line of the stamp at nowMS from its beginning, as far as one can know: it says so itself, and
@@ -69,7 +79,7 @@ func (c *cluster) told(f *presence.NodeFact, nowMS int64) {
 		c.nodes.told(f, nowMS)
 	case f.Bridge != c.feed.fact.Bridge:
 		c.others.noteFeed(f)
-	case !slices.Contains(c.others.own, f.ID) && f.ReceivedMS > c.startedMS:
+	case !c.others.own[f.ID] && f.ReceivedMS > c.startedMS:
 		c.others.rivalMS = nowMS
 		if now := time.Now(); now.Sub(c.others.logged) > dropLogInterval {
 			c.others.logged = now
