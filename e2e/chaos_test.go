@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/mqtt-presence/presence/e2e/chaos"
@@ -96,6 +97,7 @@ func TestChaos(t *testing.T) {
 	asked.finish()
 	t.Logf("load: %d events, %d connects refused", load.events.Load(), load.refused.Load())
 
+	s.quiesce(t)
 	final := settle(t, askers, ids)
 	servicetest.Eventually(t, patience, func() error { return askers["query-1"].sameReplicas(t.Context()) })
 	ledger := chaos.NewLedger(cluster, presence.DefaultAllowanceMS, chaosPartitions)
@@ -206,6 +208,38 @@ func (s *chaosStack) expectRunning(t *testing.T, name string) error {
 		t.Error(how)
 	}
 	return err
+}
+
+// quiesce waits until the log has not grown for a while: what clients did last takes its way through broker and bridges, which may have spooled it.
+func (s *chaosStack) quiesce(t *testing.T) {
+	t.Helper()
+	const calm = 8 * time.Second
+	cl, err := kgo.NewClient(s.opts...)
+	must(t, err)
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	var last int64
+	since := time.Now()
+	servicetest.Eventually(t, chaosPatience, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+		defer cancel()
+		ends, err := adm.ListEndOffsets(ctx, eventlog.TopicClientEvents)
+		if err == nil {
+			err = ends.Error()
+		}
+		if err != nil {
+			return err
+		}
+		total := int64(0)
+		ends.Each(func(o kadm.ListedOffset) { total += o.Offset })
+		if total != last {
+			last, since = total, time.Now()
+		}
+		if quiet := time.Since(since); quiet < calm {
+			return fmt.Errorf("client-events has grown %v ago", quiet.Round(time.Second))
+		}
+		return nil
+	})
 }
 
 // settle waits until all query services have an answer for every client that has all of the log.

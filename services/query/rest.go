@@ -259,7 +259,7 @@ type v1Call struct {
 // allowed returns the methods of a path below /v1 that was called with another.
 func allowed(path string) string {
 	switch {
-	case strings.HasSuffix(path, ":batchGet"), strings.HasSuffix(path, ":check"):
+	case strings.HasSuffix(path, ":batchGet"), strings.HasSuffix(path, ":check"), strings.HasSuffix(path, ":compare"):
 		return http.MethodPost
 	case strings.HasPrefix(path, "/v1/clients/") && strings.Count(path, "/") == 3:
 		return http.MethodGet + ", " + http.MethodDelete

@@ -8,7 +8,7 @@ type mutant struct {
 }
 
 var mutants = []mutant{
-	{"L1", "the last copy's reception counts", "apply.go",
+	{"L1", "the last copy's reception counts", "copy.go",
 		"received := min(n.Conn.ReceivedMS, c.ReceivedMS)", "received := c.ReceivedMS"},
 	{"L1", "the last opened connection to arrive is the current one", "apply.go",
 		"switch cmp := compareConn(c, &n.Conn); {", "switch cmp := 1; {"},
