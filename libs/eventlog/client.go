@@ -2,7 +2,6 @@ package eventlog
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,11 +84,14 @@ func (c Config) codecs() (kgo.CompressionCodec, error) {
 }
 
 // Opts returns the options that every Kafka client needs: brokers, TLS, SASL, logging.
-func (c Config) Opts(log *slog.Logger) ([]kgo.Opt, error) {
+func (c Config) Opts(log *slog.Logger) ([]kgo.Opt, error) { return c.SharedOpts(NewClientLog(log)) }
+
+// SharedOpts is Opts for one of several clients that share a log.
+func (c Config) SharedOpts(log *ClientLog) ([]kgo.Opt, error) {
 	if len(c.Brokers) == 0 {
 		return nil, errors.New("kafka-brokers: must name at least one broker, as host:port")
 	}
-	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID("presence"), kgo.WithLogger(kafkaLogger{log})}
+	opts := append(log.opts(), kgo.SeedBrokers(c.Brokers...), kgo.ClientID("presence"))
 	tlsConfig, err := c.TLS.Config()
 	if err != nil {
 		return nil, fmt.Errorf("configure tls for kafka: %w", err)
@@ -169,30 +171,4 @@ func (c bulkCompressor) Compress(dst *bytes.Buffer, src []byte, flags ...kgo.Com
 		return c.small.Compress(dst, src, flags...)
 	}
 	return c.large.Compress(dst, src, flags...)
-}
-
-// kafkaLogger passes the Kafka client's own messages to slog; its info is our debug.
-type kafkaLogger struct{ log *slog.Logger }
-
-func (l kafkaLogger) Level() kgo.LogLevel {
-	ctx := context.Background()
-	switch {
-	case l.log.Enabled(ctx, slog.LevelDebug):
-		return kgo.LogLevelInfo
-	case l.log.Enabled(ctx, slog.LevelWarn):
-		return kgo.LogLevelWarn
-	}
-	return kgo.LogLevelError
-}
-
-func (l kafkaLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
-	to := slog.LevelDebug
-	switch level {
-	case kgo.LogLevelError:
-		to = slog.LevelError
-	case kgo.LogLevelWarn:
-		to = slog.LevelWarn
-	case kgo.LogLevelNone, kgo.LogLevelInfo, kgo.LogLevelDebug:
-	}
-	l.log.Log(context.Background(), to, "kafka: "+msg, keyvals...)
 }
