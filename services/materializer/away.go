@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -74,6 +77,59 @@ func pauseFor(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
+}
+
+// outage is a time in which Kafka does not do what it is asked to. It is told of once, whatever it interrupts, and of its end.
+type outage struct {
+	log *slog.Logger
+
+	mu    sync.Mutex
+	since time.Time // zero: there is none
+	count int
+	said  map[string]bool // what it interrupts
+}
+
+// interrupts logs what is interrupted, as a warning the first time.
+func (o *outage) interrupts(what string, attrs ...any) {
+	o.mu.Lock()
+	if o.since.IsZero() {
+		o.since, o.count, o.said = time.Now(), 0, map[string]bool{}
+	}
+	o.count++
+	level := slog.LevelDebug
+	if !o.said[what] {
+		o.said[what], level = true, slog.LevelWarn
+	}
+	o.mu.Unlock()
+	o.log.Log(context.Background(), level, what, attrs...)
+}
+
+// over ends it, if there is one.
+func (o *outage) over() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.since.IsZero() {
+		return
+	}
+	o.log.Info("kafka is back: what was interrupted goes on", service.KeyDuration, time.Since(o.since), service.KeyCount, o.count)
+	o.since = time.Time{}
+}
+
+// membershipInterrupted tells of an error of the consumer group.
+func (o *owners) membershipInterrupted(err error) {
+	what := "kafka is away: answers are stale until it is back"
+	var answer *kerr.Error
+	if errors.As(err, &answer) && !answer.Retriable {
+		what = "the membership of the consumer group has ended; joining again"
+	}
+	o.m.outage.interrupts(what, service.KeyGroup, o.m.cfg.group(), service.KeyError, err)
+}
+
+// undisturbed reports whether the process is a member of its group, and none of its partitions waits for Kafka.
+func (o *owners) undisturbed() bool {
+	ids, joined := o.assigned()
+	owned := o.m.owned()
+	return joined && !slices.ContainsFunc(ids, func(id int32) bool { return owned[id] != nil && owned[id].ended.Load() })
 }
 
 // askKafka sees to the topics and asks which logs they are, once.

@@ -286,3 +286,49 @@ func TestAppliedTimeIsOfFactsBelowTheOffset(t *testing.T) {
 		t.Errorf("next offset %d, applied time %d; want %d, %d", f.next, f.appliedMS-t0, last.Offset+1, first.ReceivedMS-t0)
 	}
 }
+
+// What a Kafka that is away interrupts is told once, however often it is tried again, and so is that it is back.
+func TestOutageIsToldOnce(t *testing.T) {
+	l := newLog(t)
+	out := &written{}
+	m := l.startLogging(l.config(vfs.NewMem()), loggingTo(out)).ready()
+	m.get("a", l.facts(opened("a", "n1", 0)))
+	cut := func(kmsg.Request) (kmsg.Response, error) { return nil, errors.New("cut") }
+	lifts := make([]func(), 0, 4)
+	var joins *atomic.Int64
+	for _, key := range []kmsg.Key{kmsg.Heartbeat, kmsg.JoinGroup, kmsg.ListOffsets, kmsg.InitProducerID} {
+		failed, lift := l.failing(key, cut)
+		lifts = append(lifts, lift)
+		if key == kmsg.JoinGroup {
+			joins = failed
+		}
+	}
+	atLeast(t, joins, 1)
+	servicetest.Eventually(t, patience, func() error {
+		if len(out.lines("kafka is away: answers are stale")) == 0 {
+			return errors.New("it is not said that kafka is away")
+		}
+		return nil
+	})
+	atLeast(t, joins, joins.Load()+2)
+	if got := out.lines("kafka is back"); len(got) != 0 {
+		t.Errorf("it is not: %q", got)
+	}
+	for _, lift := range lifts {
+		lift()
+	}
+	m.ready()
+	servicetest.Eventually(t, patience, func() error {
+		if len(out.lines("kafka is back")) == 0 {
+			return errors.New("it is not said that kafka is back")
+		}
+		return nil
+	})
+	for _, what := range []string{"kafka is away", "kafka is back", "partitions are interrupted"} {
+		if got := out.lines(what); len(got) > 1 {
+			t.Errorf("%d lines: %q", len(got), got)
+		}
+	}
+	m.get("a", l.facts(closedAt("a", "n1", 0, 10)))
+	m.published(l)
+}

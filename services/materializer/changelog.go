@@ -253,7 +253,7 @@ func versionOf(s *eventlog.ClientState) store.Version {
 
 // read applies the committed records from an offset to the end.
 func (m *merge) read(ctx context.Context, from, end int64) error {
-	opts, err := m.p.parts.cfg.Kafka.Opts(m.p.log)
+	opts, err := m.p.parts.cfg.Kafka.SharedOpts(m.p.parts.kafkaLog)
 	if err != nil {
 		return err
 	}

@@ -52,8 +52,8 @@ type fetcher struct {
 	polled map[int32]int64
 }
 
-func newFetcher(cfg eventlog.Config, log *slog.Logger) (*fetcher, error) {
-	opts, err := cfg.Opts(log)
+func newFetcher(cfg eventlog.Config, kafkaLog *eventlog.ClientLog, log *slog.Logger) (*fetcher, error) {
+	opts, err := cfg.SharedOpts(kafkaLog)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 func TestEndOffsetIsAsOldAsItsQuestion(t *testing.T) {
 	l := newLog(t)
 	last := l.facts(opened("a", "n1", 0))
-	f, err := newFetcher(l.cfg, testLog(t))
+	f, err := newFetcher(l.cfg, eventlog.NewClientLog(testLog(t)), testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}

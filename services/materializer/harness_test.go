@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -224,10 +227,43 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("test", t.Name())
 }
 
+// written keeps what is logged.
+type written struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (w *written) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.Write(b)
+}
+
+// lines returns the lines that have a text.
+func (w *written) lines(text string) (lines []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for line := range strings.Lines(w.text.String()) {
+		if strings.Contains(line, text) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// loggingTo returns a log of level info that is kept.
+func loggingTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
 // start runs a materializer until the test ends, or stop is called.
 func (l *log) start(cfg Config) *instance {
 	l.t.Helper()
-	m, err := New(cfg, testLog(l.t), newRegistry())
+	return l.startLogging(cfg, testLog(l.t))
+}
+
+// startLogging is start with a log.
+func (l *log) startLogging(cfg Config, to *slog.Logger) *instance {
+	l.t.Helper()
+	m, err := New(cfg, to, newRegistry())
 	if err != nil {
 		l.t.Fatalf("new materializer: %v", err)
 	}

@@ -31,7 +31,9 @@ type Materializer struct {
 	listenMu sync.Mutex
 	listener net.Listener
 
+	kafkaLog     *eventlog.ClientLog   // of all clients
 	kafkaProblem atomic.Pointer[error] // why Run waits for Kafka
+	outage       outage
 
 	shared atomic.Pointer[parts]                // set once Run has opened the store
 	owners atomic.Pointer[owners]               // set once Run has joined the group
@@ -50,6 +52,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Materializer
 	}
 	m := &Materializer{cfg: cfg, log: log.With(service.KeyComponent, "materializer"), digests: make(chan struct{}, maxDigests)}
 	m.served.Store(&map[int32]*partition{})
+	m.kafkaLog, m.outage.log = eventlog.NewClientLog(m.log), m.log
 	var err error
 	if m.metrics, err = newMetrics(reg, m); err != nil {
 		return nil, fmt.Errorf("register the materializer's metrics: %w", err)
@@ -131,7 +134,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, db.Close()) }()
 	defer m.backups.close()
 
-	opts, err := m.cfg.Kafka.Opts(m.log)
+	opts, err := m.cfg.Kafka.SharedOpts(m.kafkaLog)
 	if err != nil {
 		return err
 	}
@@ -148,14 +151,14 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	if err := db.Bind(id); err != nil {
 		return fmt.Errorf("use the store in data-dir %s: %w", m.cfg.DataDir, err)
 	}
-	fetcher, err := newFetcher(m.cfg.Kafka, m.log)
+	fetcher, err := newFetcher(m.cfg.Kafka, m.kafkaLog, m.log)
 	if err != nil {
 		return err
 	}
 	defer fetcher.client.Close()
 	dead := &deadLetters{client: producer, metrics: m.metrics}
 	return m.run(ctx, &parts{
-		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, turns: newTurns(), dead: dead, adm: adm, metrics: m.metrics, log: m.log,
+		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, turns: newTurns(), dead: dead, adm: adm, metrics: m.metrics, log: m.log, kafkaLog: m.kafkaLog,
 		stateTopic: stateTopic,
 	})
 }
@@ -180,7 +183,7 @@ func (m *Materializer) run(ctx context.Context, ps *parts) error {
 		cancel()
 		return err
 	}
-	start(func(ctx context.Context) error { return ps.nodes.run(ctx, m.cfg.Kafka) })
+	start(func(ctx context.Context) error { return ps.nodes.run(ctx, m.cfg.Kafka, m.kafkaLog) })
 	start(ps.fetcher.run)
 	start(func(ctx context.Context) error { return m.watch(ctx, ps, owners) })
 	start(owners.watch)

@@ -73,8 +73,8 @@ func (n *nodes) isLoaded() bool {
 }
 
 // run applies node facts until ctx ends.
-func (n *nodes) run(ctx context.Context, cfg eventlog.Config) error {
-	opts, err := cfg.Opts(n.log)
+func (n *nodes) run(ctx context.Context, cfg eventlog.Config, log *eventlog.ClientLog) error {
+	opts, err := cfg.SharedOpts(log)
 	if err != nil {
 		return err
 	}

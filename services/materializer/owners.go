@@ -58,7 +58,7 @@ func newOwners(m *Materializer, ps *parts, fail context.CancelCauseFunc) (*owner
 
 // join makes the process a member of the group, with a new client.
 func (o *owners) join() error {
-	opts, err := o.m.cfg.Kafka.Opts(o.m.log)
+	opts, err := o.m.cfg.Kafka.SharedOpts(o.m.kafkaLog)
 	if err != nil {
 		return err
 	}
@@ -247,12 +247,11 @@ func (o *owners) own(ctx context.Context, id int32) error {
 			log.Warn("partition is given up", slog.Any(service.KeyError, err))
 		case isAway(err):
 			o.m.metrics.interrupted.Inc()
-			failed++
-			level := slog.LevelDebug
-			if failed == 1 {
-				level = slog.LevelWarn
+			if failed++; failed == 1 {
+				o.m.outage.interrupts("partitions are interrupted; each is acquired again when kafka lets it", service.KeyPartition, id, service.KeyError, err)
+			} else {
+				log.Debug("partition is interrupted", service.KeyError, err)
 			}
-			log.Log(ctx, level, "partition is interrupted; it is acquired again when kafka lets it", slog.Any(service.KeyError, err))
 			pause = retryAfter(failed)
 		default:
 			o.m.setServed(id, nil)
@@ -282,7 +281,7 @@ func (o *owners) watch(ctx context.Context) error {
 					return err
 				}
 			default:
-				o.parts.log.Warn("consumer group is interrupted", service.KeyGroup, o.m.cfg.group(), service.KeyError, e.Err)
+				o.membershipInterrupted(e.Err)
 			}
 		}
 	}

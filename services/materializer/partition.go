@@ -78,6 +78,8 @@ type parts struct {
 	adm     *kadm.Client
 	metrics *metrics
 	log     *slog.Logger
+	// kafkaLog is of all Kafka clients.
+	kafkaLog *eventlog.ClientLog
 
 	stateTopic [16]byte // ID of client-state
 }

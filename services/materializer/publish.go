@@ -52,7 +52,7 @@ type publisher struct {
 // newPublisher returns a publisher of a partition. From then on no former one can publish, and no transaction of it is open.
 func newPublisher(ctx context.Context, p *partition) (*publisher, error) {
 	cfg := p.parts.cfg.Kafka
-	opts, err := cfg.Opts(p.log)
+	opts, err := cfg.SharedOpts(p.parts.kafkaLog)
 	if err != nil {
 		return nil, err
 	}

@@ -30,14 +30,17 @@ func (m *Materializer) watch(ctx context.Context, ps *parts, o *owners) error {
 			m.report(context.WithoutCancel(ctx), ps, o)
 			return nil
 		case <-ends.C:
-			m.askEnds(ctx, ps)
+			if m.askEnds(ctx, ps) && o.undisturbed() {
+				m.outage.over()
+			}
 		case <-reports.C:
 			m.report(ctx, ps, o)
 		}
 	}
 }
 
-func (m *Materializer) askEnds(ctx context.Context, ps *parts) {
+// askEnds reports whether Kafka answers.
+func (m *Materializer) askEnds(ctx context.Context, ps *parts) bool {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	// The answer is as old as the question.
@@ -56,6 +59,7 @@ func (m *Materializer) askEnds(ctx context.Context, ps *parts) {
 			owned[l.Partition].progress.sawEnd(l.Offset, now)
 		}
 	})
+	return err == nil
 }
 
 func (m *Materializer) report(ctx context.Context, ps *parts, o *owners) {
