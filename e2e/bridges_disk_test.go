@@ -62,7 +62,7 @@ func TestBridgesFullDisk(t *testing.T) {
 			return err
 		}
 		for id := range c.online {
-			if len(h.facts(id, presence.Opened)) == 0 {
+			if len(h.Client(id).FactsOf(presence.Opened)) == 0 {
 				return fmt.Errorf("the connection of client %q is lost", id)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os/exec"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mqtt-presence/presence/e2e/chaos"
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
@@ -76,7 +78,12 @@ func (b *bridgeProcess) kill() {
 }
 
 func (b *bridgeProcess) get(ctx context.Context, path string) (int, string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+b.admin+path, nil)
+	return getAdmin(ctx, b.admin, path)
+}
+
+// getAdmin asks at a service's admin address.
+func getAdmin(ctx context.Context, addr, path string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
 	if err != nil {
 		return 0, "", err
 	}
@@ -101,9 +108,12 @@ func (b *bridgeProcess) ready(t *testing.T) {
 }
 
 // spooled returns how many records are in its spool.
-func (b *bridgeProcess) spooled(ctx context.Context) (int, error) {
+func (b *bridgeProcess) spooled(ctx context.Context) (int, error) { return spooledAt(ctx, b.admin) }
+
+// spooledAt returns how many records are in the spool of the bridge with an admin address.
+func spooledAt(ctx context.Context, addr string) (int, error) {
 	const name = "presence_bridge_spool_records "
-	_, body, err := b.get(ctx, "/metrics")
+	_, body, err := getAdmin(ctx, addr, "/metrics")
 	if err != nil {
 		return 0, err
 	}
@@ -227,10 +237,7 @@ func (c *visitors) one(ctx context.Context, addr, id string, i int) error {
 }
 
 // logged is what the log says at the end.
-type logged struct {
-	*history
-	cluster presence.Cluster
-}
+type logged struct{ *history }
 
 // checkLog waits until the log has the truth of every client, and checks that each client's facts came in their order.
 func (c *visitors) checkLog(t *testing.T, h *history) logged {
@@ -241,14 +248,11 @@ func (c *visitors) checkLog(t *testing.T, h *history) logged {
 		if err := h.read(t.Context()); err != nil {
 			return err
 		}
-		l.cluster = presence.Cluster{}
 		clear(unnumbered)
-		for i := range h.nodes {
-			l.cluster.Apply(&h.nodes[i].NodeFact)
-		}
+		table := h.Table()
 		for id, online := range c.online {
 			var s presence.State
-			facts := h.client(id).facts
+			facts := h.Client(id).Facts
 			for i := range facts {
 				s.Apply(&facts[i].Fact)
 			}
@@ -256,14 +260,14 @@ func (c *visitors) checkLog(t *testing.T, h *history) logged {
 			if online {
 				want = presence.Online
 			}
-			v := presence.Status(&s, &l.cluster, presence.DefaultAllowanceMS)
-			if v.Status == presence.Unknown && slices.ContainsFunc(facts, func(f factRecord) bool { return f.Order == 0 }) {
+			v := presence.Status(&s, table, presence.DefaultAllowanceMS)
+			if v.Status == presence.Unknown && slices.ContainsFunc(facts, func(f chaos.Fact) bool { return f.Order == 0 }) {
 				// A process that has been killed cannot number the rest of the second that it was in: before and after cannot be told apart.
 				unnumbered[id] = true
 				continue
 			}
 			if v.Status != want {
-				return fmt.Errorf("client %q is %s (%s), the truth is %s:\n%s", id, v.Status, v.Reason, want, h.client(id))
+				return fmt.Errorf("client %q is %s (%s), the truth is %s:\n%s", id, v.Status, v.Reason, want, h.Client(id))
 			}
 		}
 		return nil
@@ -272,19 +276,19 @@ func (c *visitors) checkLog(t *testing.T, h *history) logged {
 	for id := range c.online {
 		var last presence.Fact
 		seen := map[string]bool{}
-		for _, f := range h.client(id).facts {
+		for _, f := range h.Client(id).Facts {
 			if seen[f.ID] || f.Order == 0 {
 				copies++
 				continue
 			}
 			seen[f.ID] = true
 			if f.TimeMS < last.TimeMS || f.TimeMS == last.TimeMS && f.Order < last.Order {
-				t.Errorf("client %q: the log does not have its facts in their order:\n%s", id, h.client(id))
+				t.Errorf("client %q: the log does not have its facts in their order:\n%s", id, h.Client(id))
 				break
 			}
 			last = f.Fact
 		}
-		must(t, h.client(id).checkCopies())
+		must(t, h.Client(id).CheckCopies())
 	}
 	t.Logf("%d events in %v (%.0f/s) of %d clients; %d copies of facts in the log, %d clients unknown within the second of a kill", c.events.Load(), c.took.Round(time.Millisecond),
 		float64(c.events.Load())/c.took.Seconds(), len(c.online), copies, len(unnumbered))
@@ -292,16 +296,13 @@ func (c *visitors) checkLog(t *testing.T, h *history) logged {
 }
 
 // settled waits until the latest node facts say that nothing is missing.
-func (l *logged) whole(t *testing.T) {
+func (l logged) whole(t *testing.T) {
 	t.Helper()
 	servicetest.Eventually(t, bridgesPatience, func() error {
 		if err := l.read(t.Context()); err != nil {
 			return err
 		}
-		var all presence.Cluster
-		for i := range l.nodes {
-			all.Apply(&l.nodes[i].NodeFact)
-		}
+		all := l.Table()
 		if from, to, gap := all.FeedGap(); gap {
 			return fmt.Errorf("there is a gap from %d to %d: %+v", from, to, all.Feeds)
 		}
@@ -310,13 +311,6 @@ func (l *logged) whole(t *testing.T) {
 }
 
 // names returns which bridges have asserted a feed.
-func (l *logged) names() []string {
-	var names []string
-	for _, n := range l.nodes {
-		if n.Kind == presence.Feed && !slices.Contains(names, n.Bridge) {
-			names = append(names, n.Bridge)
-		}
-	}
-	slices.Sort(names)
-	return names
+func (l logged) names() []string {
+	return slices.Sorted(maps.Keys(l.Table().Feeds))
 }

@@ -113,7 +113,7 @@ func (q *inquiry) keep(name, by string, sent time.Time, answers []*presencev1.Cl
 		q.slowest, q.slow = took, fmt.Sprintf("%s by %s at %s", name, by, sent.UTC().Format(time.TimeOnly))
 	}
 	for _, c := range answers {
-		a := answerOf(c, name+" by "+by, sent)
+		a := chaos.StatedBy(c, name+" by "+by, sent)
 		a.Batch = len(answers) > 1
 		q.answers = append(q.answers, a)
 	}
@@ -170,26 +170,6 @@ func (a *asker) batchOf(ctx context.Context, by string, ids []string) ([]*presen
 	return inOrder(ids, r.GetClients())
 }
 
-func answerOf(c *presencev1.Client, from string, sent time.Time) chaos.Answer {
-	f := c.GetFreshness()
-	a := chaos.Answer{
-		Client: c.GetClientId(), From: from, Sent: sent, Status: c.GetStatus(), Belief: c.GetBelief(), Reason: c.GetStatusReason(),
-		Node: c.GetConnection().GetNode(), Key: c.GetConnection().GetKey(),
-		Partition: f.GetPartition(), Applied: f.GetAppliedOffset(), NodeApplied: f.GetNodeAppliedOffset(), LagMS: -1,
-		Stale: f.GetStale(), StaleReasons: f.GetStaleReasons(),
-	}
-	if f != nil && f.LagMs != nil {
-		a.LagMS = f.GetLagMs()
-	}
-	if s := c.GetSince(); s != nil {
-		a.SinceMS = s.AsTime().UnixMilli()
-	}
-	if s := c.GetConnection().GetConnectedAt(); s != nil {
-		a.ConnectedMS = s.AsTime().UnixMilli()
-	}
-	return a
-}
-
 // newChaosAsker is an asker that connects again at once where its service was away.
 func newChaosAsker(t *testing.T, rest, rpc string) *asker {
 	t.Helper()
@@ -226,7 +206,7 @@ func (a *asker) settled(ctx context.Context, ids []string, from string) ([]chaos
 				return nil, fmt.Errorf("%w: %v", errLagging, clients[0])
 			}
 			for _, c := range clients {
-				answers = append(answers, answerOf(c, from, sent))
+				answers = append(answers, chaos.StatedBy(c, from, sent))
 			}
 		}
 	}

@@ -3,14 +3,10 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,6 +35,8 @@ const (
 	faultPatience = 90 * time.Second
 	// queueExpiry is more than Mosquitto keeps a log line for a session that is away, which is 20 s.
 	queueExpiry = 23 * time.Second
+	// scenarioClient is one whom the scenarios have left.
+	scenarioClient = "scenario-disconnect"
 	// connectEvery is the time between two connects: 50 a second.
 	connectEvery = 20 * time.Millisecond
 	// lifetime is how many connects later a client meets its fate: in another second than it came, since one second's order may be lost
@@ -211,13 +209,13 @@ func (tr *traffic) logged(h *history, i int, may losses) error {
 	default:
 		closes = 0
 	}
-	opened, closed := h.facts(id, presence.Opened), h.facts(id, presence.Closed)
+	opened, closed := h.Client(id).FactsOf(presence.Opened), h.Client(id).FactsOf(presence.Closed)
 	enough := len(opened) == 1 && len(closed) == closes
 	if may.copies {
 		enough = len(opened) >= 1 && (len(closed) > 0) == (closes > 0)
 	}
 	if !enough || closes > 0 && closed[0].Reason != end {
-		return fmt.Errorf("client %q: the log should have one connection and %d ends, and has\n%s", id, closes, h.client(id))
+		return fmt.Errorf("client %q: the log should have one connection and %d ends, and has\n%s", id, closes, h.Client(id))
 	}
 	return nil
 }
@@ -261,7 +259,7 @@ func faultBridgeKilled(t *testing.T, s *split, tgt Target) {
 	tr.finish(t)
 	// Between the line that tells a connection's transport and the one that tells its client, one connection may have lost the former.
 	tr.expect(t, tgt, losses{doubts: 1, copies: true})
-	expectWholeFeed(t, tgt)
+	expectWholeFeed(t, tgt, scenarioClient)
 }
 
 func faultKafkaRestarted(t *testing.T, s *split, tgt Target) {
@@ -269,12 +267,12 @@ func faultKafkaRestarted(t *testing.T, s *split, tgt Target) {
 	tr.more(t, 150)
 	s.kafka.stop(t)
 	tr.more(t, 100)
-	if n := s.spooled(t); n < 100 {
+	if n := spooled(t, s.bridge); n < 100 {
 		t.Errorf("%d records are in the spool, while 100 clients connected without Kafka", n)
 	}
 	s.kafka.restart(t)
 	servicetest.Eventually(t, faultPatience, func() error {
-		if n := s.spooled(t); n != 0 {
+		if n := spooled(t, s.bridge); n != 0 {
 			return fmt.Errorf("%d records are still in the spool", n)
 		}
 		return nil
@@ -282,7 +280,7 @@ func faultKafkaRestarted(t *testing.T, s *split, tgt Target) {
 	tr.more(t, 100)
 	tr.finish(t)
 	tr.expect(t, tgt, losses{})
-	expectWholeFeed(t, tgt)
+	expectWholeFeed(t, tgt, scenarioClient)
 }
 
 // faultSpoolKilled takes Kafka away, and then the bridge with what only its disk has. The bridge comes back before Kafka does: the broker's
@@ -301,7 +299,7 @@ func faultSpoolKilled(t *testing.T, s *split, tgt Target) {
 	tr.more(t, 50)
 	tr.finish(t)
 	tr.expect(t, tgt, losses{doubts: 1, copies: true})
-	expectWholeFeed(t, tgt)
+	expectWholeFeed(t, tgt, scenarioClient)
 }
 
 // faultBridgeAway keeps the bridge away for longer than the broker keeps its log lines: what was lost cannot be known, so no answer may be
@@ -318,7 +316,7 @@ func faultBridgeAway(t *testing.T, s *split, tgt Target) {
 	tr.more(t, int64(queueExpiry/connectEvery))
 	tr.finish(t)
 	s.bridge.restart(t)
-	for _, id := range []string{left, stayed, "scenario-disconnect"} {
+	for _, id := range []string{left, stayed, scenarioClient} {
 		servicetest.Eventually(t, patience, func() error {
 			a, err := tgt.asker.ask(t.Context(), id)
 			if err != nil {
@@ -337,17 +335,16 @@ func faultBridgeAway(t *testing.T, s *split, tgt Target) {
 	s.broker.restart(t)
 	tgt.expect(t, stayed, "offline", presence.NodeRestarted.String())
 	tgt.expectOffline(t, left)
-	expectWholeFeed(t, tgt)
+	expectWholeFeed(t, tgt, scenarioClient)
 	c = connect(t, tgt, after)
 	tgt.expectOnline(t, after)
 	must(t, c.disconnect())
 	tgt.expectOffline(t, after)
 }
 
-// expectWholeFeed waits until answers are fresh, and nothing is said to be missing.
-func expectWholeFeed(t *testing.T, tgt Target) {
+// expectWholeFeed waits until answers are fresh, and nothing is said to be missing; it asks for a client that is known.
+func expectWholeFeed(t *testing.T, tgt Target, id string) {
 	t.Helper()
-	const id = "scenario-disconnect"
 	servicetest.Eventually(t, patience, func() error {
 		a, err := tgt.asker.ask(t.Context(), id)
 		if err != nil {
@@ -360,28 +357,10 @@ func expectWholeFeed(t *testing.T, tgt Target) {
 	})
 }
 
-// spooled returns how many records are in the bridge's spool.
-func (s *split) spooled(t *testing.T) int {
+// spooled returns how many records are in a bridge's spool.
+func spooled(t *testing.T, bridge *dockerContainer) int {
 	t.Helper()
-	const name = "presence_bridge_spool_records "
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.bridge.addr(t, adminPort)+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatalf("read the bridge's metrics: %v", err)
-	}
-	defer func() { _ = r.Body.Close() }()
-	for scanner := bufio.NewScanner(r.Body); scanner.Scan(); {
-		if value, ok := strings.CutPrefix(scanner.Text(), name); ok {
-			n, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				t.Fatalf("read the bridge's metrics: %s%s: %v", name, value, err)
-			}
-			return int(n)
-		}
-	}
-	t.Fatalf("the bridge has no metric %s", name)
-	return 0
+	n, err := spooledAt(t.Context(), bridge.addr(t, adminPort))
+	must(t, err)
+	return n
 }

@@ -100,8 +100,8 @@ func scenarioBrokerIDs(t *testing.T, tgt Target) {
 		must(t, c.disconnect())
 		tgt.expectOffline(t, id)
 	}
-	if n := len(tgt.history.deadLetters); n != 0 {
-		t.Errorf("%d messages became dead letters: %+v", n, tgt.history.deadLetters)
+	if n := len(tgt.history.DeadLetters()); n != 0 {
+		t.Errorf("%d messages became dead letters: %+v", n, tgt.history.DeadLetters())
 	}
 }
 

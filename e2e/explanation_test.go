@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mqtt-presence/presence/e2e/chaos"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
@@ -70,20 +71,20 @@ func (tgt Target) explain(t *testing.T, clientID, wantStatus string, rule presen
 		if err := tgt.history.read(t.Context()); err != nil {
 			return err
 		}
-		return lists(x, tgt.history.client(clientID).facts)
+		return lists(x, tgt.history.Client(clientID).Facts)
 	})
 	return x
 }
 
 // lists checks that an explanation has these facts, the newest first, each with an outcome.
-func lists(x *presencev1.Explanation, facts []factRecord) error {
+func lists(x *presencev1.Explanation, facts []chaos.Fact) error {
 	got := x.GetFacts()
-	if len(got) != len(facts) || len(facts) == 0 || x.FactsSinceOffset == nil || x.GetFactsSinceOffset() > facts[0].offset {
+	if len(got) != len(facts) || len(facts) == 0 || x.FactsSinceOffset == nil || x.GetFactsSinceOffset() > facts[0].Offset {
 		return fmt.Errorf("%d facts, complete since offset %v, the log has %d", len(got), x.FactsSinceOffset, len(facts))
 	}
 	for i := range facts {
 		want, f := &facts[len(facts)-1-i], got[i]
-		if f.GetOffset() != want.offset || f.GetType() != want.Kind.String() || f.GetNode() != want.Node || f.GetKey() != want.Connection ||
+		if f.GetOffset() != want.Offset || f.GetType() != want.Kind.String() || f.GetNode() != want.Node || f.GetKey() != want.Connection ||
 			f.GetReason() != want.Reason.String() || f.GetReceived().AsTime().UnixMilli() != want.ReceivedMS {
 			return fmt.Errorf("fact %d is %v, the log has %+v", i, f, want)
 		}

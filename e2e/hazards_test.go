@@ -55,7 +55,7 @@ func scenarioStranger(t *testing.T, tgt Target) {
 	} else {
 		tgt.expectOnline(t, id)
 	}
-	for _, s := range tgt.history.transitions(id) {
+	for _, s := range tgt.history.Client(id).Transitions() {
 		if s.Status == presence.Offline || s.Belief == presence.Offline {
 			t.Errorf("the client was %s (belief %s) while it had a connection: %s", s.Status, s.Belief, &s)
 		}
@@ -101,8 +101,8 @@ func scenarioLateGhost(t *testing.T, tgt Target) {
 	second := connect(t, ws, id)
 	must(t, first.waitClosed())
 	tgt.expectFacts(t, id, 2, presence.ReasonTakenOver, presence.ReasonConnectionLost)
-	if facts := tgt.history.client(id).facts; facts[len(facts)-1].Reason != presence.ReasonConnectionLost {
-		t.Errorf("the end of the first connection does not come last: %s", tgt.history.client(id))
+	if facts := tgt.history.Client(id).Facts; facts[len(facts)-1].Reason != presence.ReasonConnectionLost {
+		t.Errorf("the end of the first connection does not come last: %s", tgt.history.Client(id))
 	}
 	tgt.expectDoubt(t, id)
 
@@ -117,7 +117,7 @@ func scenarioLateGhost(t *testing.T, tgt Target) {
 	fifth := connect(t, ws, id)
 	must(t, fourth.waitClosed())
 	tgt.expectOnline(t, id)
-	for _, s := range tgt.history.transitions(id) {
+	for _, s := range tgt.history.Client(id).Transitions() {
 		if s.Status == presence.Offline || s.Belief == presence.Offline {
 			t.Errorf("the client was %s (belief %s) while it had a connection: %s", s.Status, s.Belief, &s)
 		}
@@ -148,7 +148,7 @@ func scenarioIdenticalLines(t *testing.T, tgt Target) {
 			must(t, connect(t, tgt, id).disconnect())
 		}
 		tgt.expectFacts(t, id, 3, presence.ReasonNormal, presence.ReasonNormal, presence.ReasonNormal)
-		ends := tgt.history.facts(id, presence.Closed)
+		ends := tgt.history.Client(id).FactsOf(presence.Closed)
 		if ends[0].TimeMS != ends[2].TimeMS {
 			continue // a second began between them
 		}
@@ -158,8 +158,8 @@ func scenarioIdenticalLines(t *testing.T, tgt Target) {
 			}
 		}
 		tgt.expectOffline(t, id)
-		if list := tgt.history.transitions(id); len(list) != 6 {
-			t.Errorf("%d transitions were published, want 6: %s", len(list), tgt.history.client(id))
+		if list := tgt.history.Client(id).Transitions(); len(list) != 6 {
+			t.Errorf("%d transitions were published, want 6: %s", len(list), tgt.history.Client(id))
 		}
 		return
 	}

@@ -83,8 +83,8 @@ func scenarioStampForm(t *testing.T, tgt Target) {
 	}
 	const clockSkewMS = 60_000
 	stamped := 0
-	for _, c := range tgt.history.clients {
-		for _, f := range c.facts {
+	for _, id := range tgt.history.Clients() {
+		for _, f := range tgt.history.Client(id).Facts {
 			stamped++
 			if diff := f.ReceivedMS - f.TimeMS; diff < -clockSkewMS || diff > clockSkewMS || !tgt.Unordered && f.TimeMS%1000 != 0 {
 				t.Errorf("the stamp %d is not in whole seconds, or not near the time of receipt, %d", f.TimeMS, f.ReceivedMS)
@@ -94,8 +94,8 @@ func scenarioStampForm(t *testing.T, tgt Target) {
 	if stamped == 0 {
 		t.Error("the log has no fact")
 	}
-	if n := len(tgt.history.deadLetters); n != 0 {
-		t.Errorf("%d messages became dead letters: %+v", n, tgt.history.deadLetters)
+	if n := len(tgt.history.DeadLetters()); n != 0 {
+		t.Errorf("%d messages became dead letters: %+v", n, tgt.history.DeadLetters())
 	}
 }
 

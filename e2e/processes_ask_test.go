@@ -237,7 +237,7 @@ func (q *questions) keep(name string, sent time.Time, fresh *presencev1.Freshnes
 		q.took[q.phase], q.slowest[q.phase] = took, name
 	}
 	for _, c := range clients {
-		q.answers = append(q.answers, statedBy(c, name, sent))
+		q.answers = append(q.answers, chaos.StatedBy(c, name, sent))
 	}
 }
 
@@ -250,21 +250,6 @@ func (q *questions) report(t *testing.T, phases ...string) {
 	for _, p := range phases {
 		t.Logf("%-28s %5d answers, %4d stale, the slowest after %v (%s)", p+":", q.asked[p], q.stale[p], q.took[p].Round(time.Millisecond), q.slowest[p])
 	}
-}
-
-// statedBy is an answer as the checks of chaos take it.
-func statedBy(c *presencev1.Client, from string, sent time.Time) chaos.Answer {
-	f := c.GetFreshness()
-	a := chaos.Answer{
-		Client: c.GetClientId(), From: from, Sent: sent, Status: c.GetStatus(), Belief: c.GetBelief(), Reason: c.GetStatusReason(),
-		SinceMS: c.GetSince().AsTime().UnixMilli(), Node: c.GetConnection().GetNode(), Key: c.GetConnection().GetKey(),
-		ConnectedMS: c.GetConnection().GetConnectedAt().AsTime().UnixMilli(), Partition: f.GetPartition(), Applied: f.GetAppliedOffset(),
-		NodeApplied: f.GetNodeAppliedOffset(), LagMS: -1, Stale: f.GetStale(), StaleReasons: f.GetStaleReasons(),
-	}
-	if f.LagMs != nil {
-		a.LagMS = f.GetLagMs()
-	}
-	return a
 }
 
 // sightings are the transitions that a watch has told: how often each, by client and version.

@@ -81,7 +81,7 @@ func scenarioTakeover(t *testing.T, tgt Target) {
 	}
 	tgt.expectFacts(t, id, 2, presence.ReasonTakenOver)
 	tgt.expectOnline(t, id)
-	for _, s := range tgt.history.transitions(id) {
+	for _, s := range tgt.history.Client(id).Transitions() {
 		if s.Status == presence.Offline || s.Belief == presence.Offline {
 			t.Errorf("the client was %s (belief %s) while it had a connection: %s", s.Status, s.Belief, &s)
 		}
@@ -98,17 +98,17 @@ func scenarioShortConnections(t *testing.T, tgt Target) {
 	}
 	tgt.expectFacts(t, id, 3, presence.ReasonNormal, presence.ReasonNormal, presence.ReasonNormal)
 	tgt.expectOffline(t, id)
-	if list := tgt.history.transitions(id); len(list) != 6 {
-		t.Errorf("%d transitions were published, want 6: %s", len(list), tgt.history.client(id))
+	if list := tgt.history.Client(id).Transitions(); len(list) != 6 {
+		t.Errorf("%d transitions were published, want 6: %s", len(list), tgt.history.Client(id))
 	}
 	if !tgt.Unkeyed {
 		return
 	}
 	// The lines of one second are identical; their order is what tells them apart.
 	var before presence.Fact
-	for _, f := range tgt.history.client(id).facts {
+	for _, f := range tgt.history.Client(id).Facts {
 		if f.Order == 0 || f.TimeMS < before.TimeMS || f.TimeMS == before.TimeMS && f.Order <= before.Order {
-			t.Errorf("the fact at offset %d has the stamp %d and the order %d, after %d and %d", f.offset, f.TimeMS, f.Order, before.TimeMS, before.Order)
+			t.Errorf("the fact at offset %d has the stamp %d and the order %d, after %d and %d", f.Offset, f.TimeMS, f.Order, before.TimeMS, before.Order)
 		}
 		before = f.Fact
 	}
@@ -142,8 +142,8 @@ func scenarioClientIDs(t *testing.T, tgt Target) {
 			tgt.expectFacts(t, id, 1)
 		}
 	}
-	if n := len(tgt.history.deadLetters); n != 0 {
-		t.Errorf("%d messages became dead letters: %+v", n, tgt.history.deadLetters)
+	if n := len(tgt.history.DeadLetters()); n != 0 {
+		t.Errorf("%d messages became dead letters: %+v", n, tgt.history.DeadLetters())
 	}
 }
 
@@ -196,7 +196,7 @@ func (tgt Target) expectFacts(t *testing.T, clientID string, connected int, reas
 		if err := tgt.history.read(t.Context()); err != nil {
 			return err
 		}
-		opened, closed := tgt.history.facts(clientID, presence.Opened), tgt.history.facts(clientID, presence.Closed)
+		opened, closed := tgt.history.Client(clientID).FactsOf(presence.Opened), tgt.history.Client(clientID).FactsOf(presence.Closed)
 		missing := map[presence.Reason]int{}
 		for _, r := range reasons {
 			missing[r]++
@@ -211,7 +211,7 @@ func (tgt Target) expectFacts(t *testing.T, clientID string, connected int, reas
 			}
 		}
 		if len(opened) != connected || len(missing) != 0 {
-			return fmt.Errorf("client %q: want %d connections and ends %v, the log has %s", clientID, connected, reasons, tgt.history.client(clientID))
+			return fmt.Errorf("client %q: want %d connections and ends %v, the log has %s", clientID, connected, reasons, tgt.history.Client(clientID))
 		}
 		return nil
 	})

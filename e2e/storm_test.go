@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mqtt-presence/presence/e2e/chaos"
 	"github.com/mqtt-presence/presence/libs/presence"
 	"github.com/mqtt-presence/presence/libs/service/servicetest"
 	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
@@ -297,7 +298,7 @@ func (s *storm) expectHistory(t *testing.T) {
 	h := s.tgt.history
 	opened, takeovers, equal, late := 0, 0, 0, 0
 	for _, c := range s.clients {
-		facts := h.client(c.id).facts
+		facts := h.Client(c.id).Facts
 		for i, f := range facts {
 			switch {
 			case f.Kind == presence.Opened:
@@ -308,16 +309,16 @@ func (s *storm) expectHistory(t *testing.T) {
 			if c.isLate(facts[:i], &f.Fact) {
 				late++
 			}
-			if slices.ContainsFunc(facts[:i], func(o factRecord) bool { return o.Kind != f.Kind && o.TimeMS == f.TimeMS }) {
+			if slices.ContainsFunc(facts[:i], func(o chaos.Fact) bool { return o.Kind != f.Kind && o.TimeMS == f.TimeMS }) {
 				equal++
 			}
 		}
 		if c.course != takesOver && c.course != races {
 			continue
 		}
-		for _, tr := range h.transitions(c.id) {
+		for _, tr := range h.Client(c.id).Transitions() {
 			if tr.Status == presence.Offline {
-				t.Errorf("client %q has always had a connection and was offline: %s\n%s", c.id, &tr, h.client(c.id))
+				t.Errorf("client %q has always had a connection and was offline: %s\n%s", c.id, &tr, h.Client(c.id))
 			}
 		}
 	}
@@ -328,12 +329,12 @@ func (s *storm) expectHistory(t *testing.T) {
 }
 
 // isLate reports whether a fact is the end of a connection that comes after the next one's beginning.
-func (c *stormClient) isLate(before []factRecord, f *presence.Fact) bool {
+func (c *stormClient) isLate(before []chaos.Fact, f *presence.Fact) bool {
 	switch {
 	case f.Kind != presence.Closed || len(before) == 0:
 		return false
 	case f.Connection != "":
-		return slices.ContainsFunc(before, func(o factRecord) bool { return o.Kind == presence.Opened && o.Connection > f.Connection })
+		return slices.ContainsFunc(before, func(o chaos.Fact) bool { return o.Kind == presence.Opened && o.Connection > f.Connection })
 	}
 	// Without a key only those are certain whose client never broke a connection.
 	return f.Reason == presence.ReasonConnectionLost && (c.course == takesOver || c.course == takesOverLeaves)

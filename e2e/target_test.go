@@ -112,7 +112,7 @@ func (tgt Target) warmUp(t *testing.T) {
 		if err := errors.Join(c.disconnect(), tgt.history.read(t.Context())); err != nil {
 			return err
 		}
-		for _, f := range tgt.history.client(id).facts {
+		for _, f := range tgt.history.Client(id).Facts {
 			if f.Order != 0 {
 				return nil
 			}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mqtt-presence/presence/libs/presence"
+	presencev1 "github.com/mqtt-presence/presence/proto/presence/v1"
 )
 
 // Answer is one answer about one client, as it was given.
@@ -27,6 +28,27 @@ type Answer struct {
 	LagMS                int64 // -1: not stated
 	Stale                bool
 	StaleReasons         []string
+}
+
+// StatedBy returns an answer as the API gave it.
+func StatedBy(c *presencev1.Client, from string, sent time.Time) Answer {
+	f := c.GetFreshness()
+	a := Answer{
+		Client: c.GetClientId(), From: from, Sent: sent, Status: c.GetStatus(), Belief: c.GetBelief(), Reason: c.GetStatusReason(),
+		Node: c.GetConnection().GetNode(), Key: c.GetConnection().GetKey(),
+		Partition: f.GetPartition(), Applied: f.GetAppliedOffset(), NodeApplied: f.GetNodeAppliedOffset(), LagMS: -1,
+		Stale: f.GetStale(), StaleReasons: f.GetStaleReasons(),
+	}
+	if f != nil && f.LagMs != nil {
+		a.LagMS = f.GetLagMs()
+	}
+	if s := c.GetSince(); s != nil {
+		a.SinceMS = s.AsTime().UnixMilli()
+	}
+	if s := c.GetConnection().GetConnectedAt(); s != nil {
+		a.ConnectedMS = s.AsTime().UnixMilli()
+	}
+	return a
 }
 
 // String tells the answer.
@@ -49,7 +71,7 @@ func (l *Ledger) CheckAnswers(answers []Answer) error {
 	}
 	var errs []error
 	for id, list := range byClient {
-		c := l.client(id)
+		c := l.Client(id)
 		slices.SortStableFunc(list, func(a, b *Answer) int { return cmp.Compare(a.Applied, b.Applied) })
 		f := fold{l: l, c: c}
 		for _, a := range list {
@@ -80,17 +102,17 @@ func (a *Answer) is(v *presence.Verdict) bool {
 }
 
 // around returns the client's history near an offset.
-func (c *client) around(offset int64) string {
+func (c *Client) around(offset int64) string {
 	const near = 4
-	part := client{id: c.id}
-	i, _ := slices.BinarySearchFunc(c.facts, offset, func(f fact, offset int64) int { return cmp.Compare(f.offset, offset) })
-	part.facts = c.facts[max(0, i-near):min(len(c.facts), i+near)]
+	part := Client{ID: c.ID}
+	i, _ := slices.BinarySearchFunc(c.Facts, offset, func(f Fact, offset int64) int { return cmp.Compare(f.Offset, offset) })
+	part.Facts = c.Facts[max(0, i-near):min(len(c.Facts), i+near)]
 	return part.String()
 }
 
 // Final returns what all facts make of each client.
 func (l *Ledger) Final(clientID string) presence.Verdict {
-	f := fold{l: l, c: l.client(clientID)}
+	f := fold{l: l, c: l.Client(clientID)}
 	f.to(end)
 	return f.verdict(end)
 }

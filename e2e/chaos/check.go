@@ -29,19 +29,28 @@ func (l *Ledger) Check() error {
 		errs = append(errs, fmt.Errorf("%d dead letters, the first: %+v", n, l.deadLetters[0]))
 	}
 	for _, id := range l.Clients() {
-		c := l.clients[id]
-		list, err := c.inOrder()
-		if err = cmp.Or(err, c.checkCopies(), checkChain(list), l.checkFold(c, list)); err != nil {
-			errs = append(errs, fmt.Errorf("client %q: %w\n%s", id, err, c))
+		if err := l.CheckClient(id); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return first(errs)
 }
 
-func (c *client) checkCopies() error {
-	seen := make(map[string]*presence.Fact, len(c.facts))
-	for i := range c.facts {
-		f := &c.facts[i].Fact
+// CheckClient checks what Check does of one client's records.
+func (l *Ledger) CheckClient(clientID string) error {
+	c := l.Client(clientID)
+	list, err := c.inOrder()
+	if err = cmp.Or(first(c.misplaced), err, c.CheckCopies(), checkChain(list), l.checkFold(c, list)); err != nil {
+		return fmt.Errorf("client %q: %w\n%s", clientID, err, c)
+	}
+	return nil
+}
+
+// CheckCopies wants copies of a fact to be equal but for when they were received and for what one of them does not know.
+func (c *Client) CheckCopies() error {
+	seen := make(map[string]*presence.Fact, len(c.Facts))
+	for i := range c.Facts {
+		f := &c.Facts[i].Fact
 		before := seen[f.ID]
 		if before == nil {
 			seen[f.ID] = f
@@ -55,9 +64,9 @@ func (c *client) checkCopies() error {
 }
 
 // inOrder returns the states without repetitions, and wants versions that ascend and repetitions with equal bytes.
-func (c *client) inOrder() ([]*state, error) {
+func (c *Client) inOrder() ([]*State, error) {
 	values := make(map[version][]byte, len(c.states))
-	var list []*state
+	var list []*State
 	for i := range c.states {
 		s := &c.states[i]
 		before, ok := values[s.version()]
@@ -75,8 +84,8 @@ func (c *client) inOrder() ([]*state, error) {
 	return list, nil
 }
 
-func checkChain(list []*state) error {
-	var a *state
+func checkChain(list []*State) error {
+	var a *State
 	for _, b := range list {
 		if !b.Transition {
 			continue
@@ -95,15 +104,15 @@ func checkChain(list []*state) error {
 // fold applies a client's facts one after another.
 type fold struct {
 	l     *Ledger
-	c     *client
+	c     *Client
 	state presence.State
 	next  int // index of the first fact that is not applied
 }
 
 // to applies the facts below an offset. Offsets must not go back.
 func (f *fold) to(below int64) {
-	for f.next < len(f.c.facts) && f.c.facts[f.next].offset < below {
-		f.state.Apply(&f.c.facts[f.next].Fact)
+	for f.next < len(f.c.Facts) && f.c.Facts[f.next].Offset < below {
+		f.state.Apply(&f.c.Facts[f.next].Fact)
 		f.next++
 	}
 }
@@ -114,7 +123,7 @@ func (f *fold) verdict(belowNode int64) presence.Verdict {
 }
 
 // is reports whether a verdict is what a transition said.
-func (s *state) is(v *presence.Verdict) bool {
+func (s *State) is(v *presence.Verdict) bool {
 	key := ""
 	if v.Conn != nil {
 		key = v.Conn.Key
@@ -122,9 +131,9 @@ func (s *state) is(v *presence.Verdict) bool {
 	return s.Status == v.Status && s.Node == v.Node && s.Connection == key
 }
 
-func (l *Ledger) checkFold(c *client, list []*state) error {
+func (l *Ledger) checkFold(c *Client, list []*State) error {
 	f := fold{l: l, c: c}
-	var last *state // transition
+	var last *State // transition
 	for _, s := range list {
 		if err := f.unchanged(last, s.EventOffset, s.NodeEventOffset); err != nil {
 			return err
@@ -153,13 +162,13 @@ func (l *Ledger) checkFold(c *client, list []*state) error {
 
 // unchanged wants that no fact below an offset changes what the last transition said. Which of the nodes' facts were known then is between the two
 // versions.
-func (f *fold) unchanged(last *state, until, untilNode int64) error {
-	said := &state{ClientState: eventlog.ClientState{Status: presence.Offline, NodeEventOffset: -1}}
+func (f *fold) unchanged(last *State, until, untilNode int64) error {
+	said := &State{ClientState: eventlog.ClientState{Status: presence.Offline, NodeEventOffset: -1}}
 	if last != nil {
 		said = last
 	}
-	for f.next < len(f.c.facts) && f.c.facts[f.next].offset < until {
-		offset := f.c.facts[f.next].offset
+	for f.next < len(f.c.Facts) && f.c.Facts[f.next].Offset < until {
+		offset := f.c.Facts[f.next].Offset
 		f.to(offset + 1)
 		if !f.possible(said, untilNode) {
 			v := f.verdict(untilNode)
@@ -170,7 +179,7 @@ func (f *fold) unchanged(last *state, until, untilNode int64) error {
 }
 
 // possible reports whether some table of nodes from a transition's on makes what it said.
-func (f *fold) possible(said *state, untilNode int64) bool {
+func (f *fold) possible(said *State, untilNode int64) bool {
 	if v := f.verdict(said.NodeEventOffset + 1); said.is(&v) {
 		return true
 	}
@@ -212,7 +221,7 @@ func (l *Ledger) checkCheckpoints() []error {
 			}
 			if passed > 0 && !published[s.version()] {
 				if at := list[passed-1]; s.EventOffset < at.event && s.NodeEventOffset <= at.node {
-					errs = append(errs, fmt.Errorf("client %q: %s comes for the first time at offset %d, after the checkpoint at %d of version %v", c.id, s, s.offset, at.offset, at.version))
+					errs = append(errs, fmt.Errorf("client %q: %s comes for the first time at offset %d, after the checkpoint at %d of version %v", c.ID, s, s.offset, at.offset, at.version))
 				}
 			}
 			published[s.version()] = true
@@ -222,11 +231,11 @@ func (l *Ledger) checkCheckpoints() []error {
 }
 
 // String tells a client's history.
-func (c *client) String() string {
+func (c *Client) String() string {
 	const most = 60 // lines
 	var lines []string
-	for i := range c.facts {
-		lines = append(lines, fmt.Sprintf("  fact %d: %s", c.facts[i].offset, eventlog.AppendFactJSON(nil, &c.facts[i].Fact)))
+	for i := range c.Facts {
+		lines = append(lines, fmt.Sprintf("  fact %d: %s", c.Facts[i].Offset, eventlog.AppendFactJSON(nil, &c.Facts[i].Fact)))
 	}
 	for i := range c.states {
 		lines = append(lines, fmt.Sprintf("  at %d: %s", c.states[i].offset, &c.states[i]))
@@ -237,7 +246,7 @@ func (c *client) String() string {
 	return strings.Join(lines, "\n")
 }
 
-func (s *state) String() string {
+func (s *State) String() string {
 	what := "transition"
 	if !s.Transition {
 		what = "state"

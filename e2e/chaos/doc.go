@@ -14,6 +14,8 @@
 //   - after a checkpoint no state from before its offset comes for the first time;
 //   - there is no dead letter.
 //
+// [Ledger.CheckClient] proves of one client what concerns no other.
+//
 // [Ledger.CheckAnswers] holds recorded answers against the fold at the offsets that they state, and [Tail.Check] their stated lag against what the log
 // had at the time.
 //

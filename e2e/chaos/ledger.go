@@ -18,7 +18,7 @@ type Ledger struct {
 	AllowanceMS int64 // for the skew between two nodes' clocks, as the materializers have it
 	Partitions  int32
 
-	clients     map[string]*client // by client ID
+	clients     map[string]*Client // by ID
 	nodes       []nodes
 	publishers  map[int32]*publisher
 	checkpoints map[int32][]checkpoint
@@ -31,25 +31,29 @@ type Ledger struct {
 // NewLedger returns an empty ledger for one MQTT cluster.
 func NewLedger(cluster string, allowanceMS int64, partitions int32) *Ledger {
 	return &Ledger{
-		Cluster: cluster, AllowanceMS: allowanceMS, Partitions: partitions, clients: map[string]*client{}, publishers: map[int32]*publisher{},
+		Cluster: cluster, AllowanceMS: allowanceMS, Partitions: partitions, clients: map[string]*Client{}, publishers: map[int32]*publisher{},
 		checkpoints: map[int32][]checkpoint{}, states: map[int32]int64{},
 	}
 }
 
-// client is what concerns one client, each in offset order.
-type client struct {
-	id        string
+// Client is what concerns one client, each in offset order.
+type Client struct {
+	ID    string
+	Facts []Fact // with the copies
+
 	partition int32
-	facts     []fact
-	states    []state
+	states    []State
+	misplaced []error
 }
 
-type fact struct {
+// Fact is a fact in the log.
+type Fact struct {
 	presence.Fact
-	offset int64
+	Offset int64
 }
 
-type state struct {
+// State is what was published of a client.
+type State struct {
 	eventlog.ClientState
 	offset int64
 	value  []byte
@@ -58,7 +62,7 @@ type state struct {
 // version is the pair of offsets behind a state.
 type version struct{ event, node int64 }
 
-func (s *state) version() version { return version{s.EventOffset, s.NodeEventOffset} }
+func (s *State) version() version { return version{s.EventOffset, s.NodeEventOffset} }
 
 // after reports whether v is later than o: nothing in it went back, and something went on.
 func (v version) after(o version) bool { return v.event >= o.event && v.node >= o.node && v != o }
@@ -109,14 +113,14 @@ func (l *Ledger) Add(r *kgo.Record) error {
 }
 
 func (l *Ledger) addFact(r *kgo.Record) error {
-	f := fact{offset: r.Offset}
+	f := Fact{Offset: r.Offset}
 	if err := eventlog.DecodeFact(r, &f.Fact); err != nil || f.Cluster != l.Cluster {
 		return err
 	}
-	c := l.client(f.ClientID)
-	c.facts = append(c.facts, f)
+	c := l.of(f.ClientID)
+	c.Facts = append(c.Facts, f)
 	l.facts++
-	l.place(r, c)
+	c.place(r, l.Cluster)
 	return nil
 }
 
@@ -125,7 +129,7 @@ func (l *Ledger) addState(r *kgo.Record) error {
 	if r.Value == nil {
 		return nil
 	}
-	s := state{value: r.Value, offset: r.Offset}
+	s := State{value: r.Value, offset: r.Offset}
 	if err := eventlog.DecodeClientState(r, &s.ClientState); err != nil {
 		return err
 	}
@@ -137,9 +141,9 @@ func (l *Ledger) addState(r *kgo.Record) error {
 	if s.Cluster != l.Cluster {
 		return nil
 	}
-	c := l.client(s.ClientID)
+	c := l.of(s.ClientID)
 	c.states = append(c.states, s)
-	l.place(r, c)
+	c.place(r, l.Cluster)
 	return nil
 }
 
@@ -153,9 +157,10 @@ func (l *Ledger) addPublisher(r *kgo.Record) {
 	}
 	switch {
 	case r.ProducerID < 0:
-		l.wrong(r, "comes from no transaction")
+		l.broken = append(l.broken, wrong(r, "comes from no transaction"))
 	case r.ProducerID == p.id && r.ProducerEpoch < p.epoch, p.past[r.ProducerID]:
-		l.wrong(r, fmt.Sprintf("comes from a fenced producer: ID %d, epoch %d after ID %d, epoch %d", r.ProducerID, r.ProducerEpoch, p.id, p.epoch))
+		what := fmt.Sprintf("comes from a fenced producer: ID %d, epoch %d after ID %d, epoch %d", r.ProducerID, r.ProducerEpoch, p.id, p.epoch)
+		l.broken = append(l.broken, wrong(r, what))
 		return
 	}
 	if r.ProducerID != p.id {
@@ -202,27 +207,25 @@ func (l *Ledger) tableAt(below int64) *presence.Cluster {
 // end is an offset behind all that a partition has.
 const end = int64(1) << 62
 
-func (l *Ledger) client(id string) *client {
-	c := l.clients[id]
-	if c == nil {
-		c = &client{id: id, partition: eventlog.Partition(eventlog.ClientKey(l.Cluster, id), l.Partitions)}
-		l.clients[id] = c
-	}
+// of returns a client to which a record is to be added.
+func (l *Ledger) of(id string) *Client {
+	c := l.Client(id)
+	l.clients[id] = c
 	return c
 }
 
 // place checks a record's key and partition.
-func (l *Ledger) place(r *kgo.Record, c *client) {
+func (c *Client) place(r *kgo.Record, cluster string) {
 	switch {
-	case !bytes.Equal(r.Key, eventlog.ClientKey(l.Cluster, c.id)):
-		l.wrong(r, fmt.Sprintf("has the key %q, and is of client %q", r.Key, c.id))
+	case !bytes.Equal(r.Key, eventlog.ClientKey(cluster, c.ID)):
+		c.misplaced = append(c.misplaced, wrong(r, fmt.Sprintf("has the key %q, and is of client %q", r.Key, c.ID)))
 	case r.Partition != c.partition:
-		l.wrong(r, fmt.Sprintf("is in partition %d, client %q belongs to %d", r.Partition, c.id, c.partition))
+		c.misplaced = append(c.misplaced, wrong(r, fmt.Sprintf("is in partition %d, client %q belongs to %d", r.Partition, c.ID, c.partition)))
 	}
 }
 
-func (l *Ledger) wrong(r *kgo.Record, what string) {
-	l.broken = append(l.broken, fmt.Errorf("%s partition %d offset %d %s", r.Topic, r.Partition, r.Offset, what))
+func wrong(r *kgo.Record, what string) error {
+	return fmt.Errorf("%s partition %d offset %d %s", r.Topic, r.Partition, r.Offset, what)
 }
 
 // Size is what a ledger holds.
@@ -234,12 +237,12 @@ type Size struct {
 func (l *Ledger) Size() Size {
 	s := Size{Clients: len(l.clients), Facts: l.facts, NodeFacts: len(l.nodes)}
 	for _, c := range l.clients {
-		seen := make(map[string]bool, len(c.facts))
-		for i := range c.facts {
-			if seen[c.facts[i].ID] {
+		seen := make(map[string]bool, len(c.Facts))
+		for i := range c.Facts {
+			if seen[c.Facts[i].ID] {
 				s.Copies++
 			}
-			seen[c.facts[i].ID] = true
+			seen[c.Facts[i].ID] = true
 		}
 		published := make(map[version]bool, len(c.states))
 		for i := range c.states {
@@ -258,14 +261,4 @@ func (l *Ledger) Size() Size {
 		s.Checkpoints += len(list)
 	}
 	return s
-}
-
-// Clients returns the IDs of all clients of which there is a record, ascending.
-func (l *Ledger) Clients() []string {
-	ids := make([]string, 0, len(l.clients))
-	for id := range l.clients {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
 }
