@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"slices"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +37,35 @@ func lines(t *testing.T, cfg config) []string {
 	}
 	t.Logf("\n%s", &out)
 	return strings.Split(strings.TrimSpace(out.String()), "\n")
+}
+
+// TestFailedParts sees that the parts behind one that fails are tried, that all errors are told, and that what was measured is on the page.
+func TestFailedParts(t *testing.T) {
+	t.Parallel()
+	cfg := small(t, "seed", "grpc")
+	cfg.PartTimeout = time.Nanosecond
+	tab := &table{out: io.Discard}
+	err := run(t.Context(), cfg, tab)
+	for _, want := range []string{"seed: ", "grpc: ", "part-timeout"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not tell of %q: %v", want, err)
+		}
+	}
+	cfg.Page = filepath.Join(t.TempDir(), "page.md")
+	tab.line("seed call", "5/s", "", "")
+	tab.rows[0].part = "seed"
+	if err := document(cfg, page{}, tab); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(cfg.Page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"| seed call | 5/s |", "**This part failed after 0s.**", "part-timeout", "- Not measured, or not all of it: grpc, "} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is not on the page:\n%s", want, text)
+		}
+	}
 }
 
 func TestRatios(t *testing.T) {
@@ -125,10 +156,16 @@ func TestConfig(t *testing.T) {
 	if err := cfg.Validate(); err != nil {
 		t.Error(err)
 	}
-	cfg.Parts, cfg.Watchers, cfg.Round, cfg.Sizes = append(slices.Clone(cfg.Parts), "other"), 0, 0, []string{"20", "10"}
+	if !cfg.measures("scale") || cfg.measures("restore") {
+		t.Error("a fleet of one size is measured twice")
+	}
+	if cfg.Sizes = cfg.Sizes[:1]; !cfg.measures("restore") {
+		t.Error("restore is left out though scale does not measure as many clients")
+	}
+	cfg.Parts, cfg.Watchers, cfg.Round, cfg.Sizes, cfg.Sizing = []string{"peers", "scale", "other"}, 0, 0, []string{"20", "10"}, "sizing.md"
 	err := cfg.Validate()
-	for _, option := range []string{"parts", "watchers", "round", "sizes"} {
-		if err == nil || !strings.Contains(err.Error(), option+": ") {
+	for _, option := range []string{"parts", "watchers", "round", "sizes", "sizing: needs part bridge"} {
+		if err == nil || !strings.Contains(err.Error(), option) {
 			t.Errorf("%s is not named: %v", option, err)
 		}
 	}

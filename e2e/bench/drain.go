@@ -103,16 +103,16 @@ func (b *bridgeRuns) compare(ctx context.Context) error {
 		return err
 	}
 	var plain, ours []cost
+	var failed error
 	for round := range b.cfg.Repeat {
-		b.report.progress("round %d: publishing %d events", round+1, b.cfg.Messages)
-		if err := publishLifecycle(ctx, b.addr, round, b.cfg.Messages); err != nil {
-			return err
-		}
 		var p, o cost
-		if err := errors.Join(b.drainOnce(ctx, b.cfg.Messages, &p), b.bridgeOnce(ctx, b.cfg.Messages, &o)); err != nil {
-			return err
+		if p, o, failed = b.round(ctx, round); failed != nil {
+			break
 		}
 		plain, ours = append(plain, p), append(ours, o)
+	}
+	if len(ours) == 0 {
+		return failed
 	}
 	subscriber, bridge := medianCost(plain), medianCost(ours)
 	b.report.line("published before, QoS 1", fmt.Sprintf("%d events, in the queues of two sessions of Mosquitto", b.cfg.Messages), "", "")
@@ -122,7 +122,20 @@ func (b *bridgeRuns) compare(ctx context.Context) error {
 	b.report.input(inBridge, microseconds(bridge.perEvent()))
 	b.report.input(inBridgeKafka, microseconds(bridge.kafka/time.Duration(bridge.events)))
 	b.report.input(inBridgeRate, bridge.rate())
-	return nil
+	return failed
+}
+
+// round lets both empty their queues, which are filled before.
+func (b *bridgeRuns) round(ctx context.Context, i int) (plain, ours cost, err error) {
+	b.report.progress("round %d: publishing %d events", i+1, b.cfg.Messages)
+	if err := publishLifecycle(ctx, b.addr, i, b.cfg.Messages); err != nil {
+		return plain, ours, err
+	}
+	if err := b.drainOnce(ctx, b.cfg.Messages, &plain); err != nil {
+		return plain, ours, err
+	}
+	err = b.bridgeOnce(ctx, b.cfg.Messages, &ours)
+	return plain, ours, err
 }
 
 // drainOnce runs the plain subscriber until it has received n events; 0: until it is subscribed.

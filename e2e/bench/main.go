@@ -5,7 +5,7 @@
 // Without a program that they need they are skipped, and say so.
 //
 //	peers   rebuild and first pass of the materializer beside Kafka Streams, Goka, a bare fetch, and a fetch that produces a record for each event
-//	restore rebuild, first pass, restore from client-state, size on disk and lookups of a fleet of --clients clients
+//	restore rebuild, first pass, restore from client-state, size on disk and lookups of a fleet of --clients clients; left out where scale does the same
 //	scale   the same for each of --sizes, and the chart
 //	loaded  lookups in process, over REST and gRPC, while facts are folded
 //	visible from CONNECT to the answer that says online, beside the bare path, with an embedded Kafka and a real one
@@ -20,7 +20,8 @@
 //	        one account asks over 2 x --floods connections without pause, far beyond its limit
 //	watch   --watchers watches that each must get every transition they asked for, in order, across a restart of the query service
 //
-// Numbers mean something only on a machine with nothing else to do. It ends with 1 if an answer was wrong, whatever the numbers.
+// Numbers mean something only on a machine with nothing else to do. A part that fails, or takes longer than --part-timeout, is told of on the page
+// beside what was measured of it, and the others go on. It ends with 1 if a part failed or an answer was wrong, whatever the numbers.
 package main
 
 import (
@@ -30,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,10 +61,11 @@ type config struct {
 	Messages   int           `conf:"messages" usage:"events that the bridge and the plain subscriber read"`
 	Profile    time.Duration `conf:"profile" usage:"how long a run of the materializer is profiled, from its start"`
 	Page       string        `conf:"page" usage:"file of the document that is written, such as docs/benchmarks/2026-11-23.md; the chart goes beside it; empty: none"`
-	Sizing     string        `conf:"sizing" usage:"file of the sizing page, docs/sizing.md, of which the measured part is written anew; it needs --page and the parts peers, scale and bridge; empty: none"`
+	Sizing     string        `conf:"sizing" usage:"file of the sizing page, docs/sizing.md, of which the measured part is written anew; it needs --page and the parts peers, scale and bridge, and says of what failed that it was not measured; empty: none"`
 
-	Dir     string        `conf:"dir" usage:"folder for the data, kept afterwards; empty: one that is removed"`
-	Timeout time.Duration `conf:"timeout" usage:"time after which the run fails"`
+	Dir         string        `conf:"dir" usage:"folder for the data, kept afterwards; empty: one that is removed"`
+	Timeout     time.Duration `conf:"timeout" usage:"time after which the run ends, with what was measured until then"`
+	PartTimeout time.Duration `conf:"part-timeout" usage:"the same for each part; the next one follows"`
 
 	// SiegeInProcess is for tests, whose program cannot be started again for the siege.
 	SiegeInProcess bool `conf:"-"`
@@ -71,7 +74,7 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		Parts: allParts(), Clients: 1_000_000, Callers: 16, Rounds: 10, Round: time.Second, Pages: 2_000, Idle: 10_000, Floods: 64,
-		Watchers: 10_000, Changes: 30_000, Rate: 1_000, Timeout: 2 * time.Hour,
+		Watchers: 10_000, Changes: 30_000, Rate: 1_000, Timeout: 2 * time.Hour, PartTimeout: 25 * time.Minute,
 		Events: 5_000_000, Partitions: 8, Repeat: 3, Sizes: []string{"100000", "1000000", "10000000"}, WriteRates: []string{"10000", "50000"},
 		Connects: 10_000, Messages: 300_000, Profile: 8 * time.Second,
 	}
@@ -99,8 +102,16 @@ func (c *config) Validate() error {
 	if c.Profile <= 0 {
 		errs = append(errs, fmt.Errorf("profile: %v is not positive", c.Profile))
 	}
+	if c.PartTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("part-timeout: %v is not positive", c.PartTimeout))
+	}
 	if c.Sizing != "" && c.Page == "" {
 		errs = append(errs, errors.New("sizing: needs page, which it points to"))
+	}
+	for _, needed := range []string{"peers", "scale", "bridge"} {
+		if c.Sizing != "" && !slices.Contains(c.Parts, needed) {
+			errs = append(errs, fmt.Errorf("sizing: needs part %s", needed))
+		}
 	}
 	_, err := c.sizes()
 	errs = append(errs, err)
@@ -133,18 +144,18 @@ func command(ctx context.Context, args []string) error {
 	defer cancel()
 	t := &table{out: os.Stdout, log: os.Stderr}
 	p := newPage(ctx, args)
-	err := run(ctx, cfg, t)
-	if cfg.Page == "" || err != nil {
-		return err
+	return errors.Join(run(ctx, cfg, t), document(cfg, p, t))
+}
+
+// document writes what was measured.
+func document(cfg config, p page, t *table) error {
+	if cfg.Page == "" || len(t.rows) == 0 {
+		return nil
 	}
 	if err := p.write(cfg.Page, t); err != nil || cfg.Sizing == "" {
 		return err
 	}
-	text, err := sizingText(t.inputs, filepath.Base(cfg.Page))
-	if err != nil {
-		return err
-	}
-	return writeSizing(cfg.Sizing, text)
+	return writeSizing(cfg.Sizing, sizingText(t.inputs, filepath.Base(cfg.Page)))
 }
 
 // part is one comparison. It has either a stack in this process, or programs to start and a folder.
@@ -171,19 +182,22 @@ func allParts() []string {
 	return names
 }
 
-// run measures the parts that are asked for, each from a new beginning, and prints the table.
+// run measures the parts that are asked for, each from a new beginning, and prints the table. A part that fails does not keep the others from being
+// measured; the error tells of all that have failed.
 func run(ctx context.Context, cfg config, t *table) error {
 	t.head()
+	var errs []error
 	for _, p := range parts() {
-		if !slices.Contains(cfg.Parts, p.name) {
+		if !cfg.measures(p.name) {
 			continue
 		}
 		t.part = p.name
 		began := time.Now()
-		if err := measure(ctx, cfg, p, t); errors.Is(err, errMissing) {
+		if err := within(ctx, cfg, p, t); errors.Is(err, errMissing) {
 			t.skip(p.name, err)
 		} else if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+			t.fail(p.name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
 		}
 		t.took = append(t.took, row{part: p.name, measured: time.Since(began).Round(time.Second).String()})
 		t.progress("took %v", time.Since(began).Round(time.Second))
@@ -194,7 +208,29 @@ func run(ctx context.Context, cfg config, t *table) error {
 		}
 		t.print("sizing: "+i.part, fmt.Sprintf("%s: %s", i.name, short(i.value)), "", "")
 	}
-	return t.err
+	return errors.Join(append(errs, t.err)...)
+}
+
+// measures reports whether a part is to be measured.
+func (c *config) measures(part string) bool {
+	if part == "restore" && slices.Contains(c.Parts, "scale") && slices.Contains(c.Sizes, strconv.Itoa(c.Clients)) {
+		return false
+	}
+	return slices.Contains(c.Parts, part)
+}
+
+// within measures a part as long as it may take.
+func within(ctx context.Context, cfg config, p part, t *table) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("the run has ended before: %w", err)
+	}
+	bounded, cancel := context.WithTimeout(ctx, cfg.PartTimeout)
+	defer cancel()
+	err := measure(bounded, cfg, p, t)
+	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
+		err = errors.Join(fmt.Errorf("it has taken longer than part-timeout, %v", cfg.PartTimeout), err)
+	}
+	return err
 }
 
 func measure(ctx context.Context, cfg config, p part, t *table) (err error) {

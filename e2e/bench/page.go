@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 )
@@ -97,11 +98,14 @@ func (p page) markdown(t *table, chart string) string {
 				fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", cell(r.what), cell(r.measured), cell(r.goal), verdictCell(r.verdict))
 			}
 		}
-		if head != "" {
+		switch failed := t.failed[took.part]; {
+		case failed != nil:
+			fmt.Fprintf(&b, "\n**This part failed after %s.** What it had measured until then stands above.\n\n%s", took.measured, indented(shortened(failed.Error())))
+		case head != "":
 			b.WriteString("Not measured: see the end of the missed goals.\n")
-			continue
+		default:
+			fmt.Fprintf(&b, "\nThis part took %s.\n", took.measured)
 		}
-		fmt.Fprintf(&b, "\nThis part took %s.\n", took.measured)
 		if took.part == "scale" && chart != "" {
 			fmt.Fprintf(&b, "\n![Cost by number of clients](%s)\n", chart)
 		}
@@ -116,10 +120,7 @@ func (p page) markdown(t *table, chart string) string {
 	if len(t.profiles) > 0 {
 		b.WriteString("\n## Where the time goes\n\nCPU profiles of our process, of the last run of each kind, through its admin port.\n")
 		for _, pr := range t.profiles {
-			fmt.Fprintf(&b, "\n### %s\n\n", pr.name)
-			for line := range strings.Lines(pr.top) {
-				fmt.Fprintf(&b, "    %s\n", strings.TrimRight(line, " \n"))
-			}
+			fmt.Fprintf(&b, "\n### %s\n\n%s", pr.name, indented(pr.top))
 		}
 	}
 	return b.String()
@@ -144,6 +145,32 @@ func (p page) missed(b *strings.Builder, t *table) {
 	for _, s := range t.skipped {
 		fmt.Fprintf(b, "- Not measured: %s.\n", s)
 	}
+	for _, took := range t.took {
+		if t.failed[took.part] != nil {
+			fmt.Fprintf(b, "- Not measured, or not all of it: %s, which failed. Its section has the error.\n", took.part)
+		}
+	}
+}
+
+// errorLines is how many lines of an error are on the page; all of them are printed at the end of the run.
+const errorLines = 20
+
+// shortened returns the first lines of an error's text.
+func shortened(text string) string {
+	lines := slices.Collect(strings.Lines(text))
+	if len(lines) > errorLines {
+		lines = append(lines[:errorLines], "...")
+	}
+	return strings.Join(lines, "")
+}
+
+// indented makes a text a block that is shown as it is.
+func indented(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		fmt.Fprintf(&b, "    %s\n", strings.TrimRight(line, " \n"))
+	}
+	return b.String()
 }
 
 func verdictCell(v string) string {

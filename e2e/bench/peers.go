@@ -81,6 +81,7 @@ func (a *arena) peer(ctx context.Context, name string, command func(dir string) 
 	if err != nil {
 		return c, err
 	}
+	defer func() { err = errors.Join(err, a.kafka.removeOthers(ctx), os.RemoveAll(dir)) }()
 	before, err := a.kafka.usage()
 	if err != nil {
 		return c, err
@@ -99,7 +100,7 @@ func (a *arena) peer(ctx context.Context, name string, command func(dir string) 
 	if err = errors.Join(err, p.stop()); err == nil {
 		c.disk, err = sizeOf(dir)
 	}
-	return c, errors.Join(err, a.kafka.removeOthers(ctx), os.RemoveAll(dir))
+	return c, err
 }
 
 // fetch measures one of the ceilings.
@@ -172,17 +173,25 @@ func (a *arena) forgetStates(ctx context.Context) error {
 	return a.kafka.remove(ctx, eventlog.TopicClientState)
 }
 
-// repeated measures some times and returns the run whose rate is the median.
-func repeated(n int, measure func() (cost, error)) (cost, error) {
+// repeated measures some times and reports the run whose rate is the median. After an error it is one of the runs before, and none if the error is of
+// the first.
+func (a *arena) repeated(what string, measure func() (cost, error)) (cost, error) {
 	var all []cost
-	for range n {
-		c, err := measure()
-		if err != nil {
-			return cost{}, err
+	var err error
+	for range a.cfg.Repeat {
+		var c cost
+		if c, err = measure(); err != nil {
+			err = fmt.Errorf("%s: %w", what, err)
+			break
 		}
 		all = append(all, c)
 	}
-	return medianCost(all), nil
+	if len(all) == 0 {
+		return cost{}, err
+	}
+	c := medianCost(all)
+	a.report.cost(what, c, a.past.total())
+	return c, err
 }
 
 // openArena starts a Kafka with a history in it.
@@ -202,15 +211,12 @@ func openArena(ctx context.Context, cfg config, t *tools, dir string, past histo
 	return a, nil
 }
 
-// measurePeers compares the materializer with what else there is, over one history in one Kafka, each alone.
+// measurePeers compares the materializer with what else there is, over one history in one Kafka, each alone. What fails is missing in the comparison.
 func measurePeers(ctx context.Context, cfg config, t *tools, dir string, report *table) error {
 	past := history{clients: cfg.Clients, events: cfg.Events}
 	streams, goka, err := peersOverJSON(ctx, cfg, t, filepath.Join(dir, "json"), past, report)
-	if err != nil {
-		return err
-	}
 	past.format = eventlog.Protobuf
-	return oursOverProtobuf(ctx, cfg, t, filepath.Join(dir, "protobuf"), past, report, streams, goka)
+	return errors.Join(err, oursOverProtobuf(ctx, cfg, t, filepath.Join(dir, "protobuf"), past, report, streams, goka))
 }
 
 func peersOverJSON(ctx context.Context, cfg config, t *tools, dir string, past history, report *table) (streams, goka cost, err error) {
@@ -219,46 +225,57 @@ func peersOverJSON(ctx context.Context, cfg config, t *tools, dir string, past h
 		return streams, goka, err
 	}
 	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	size, err := a.eventBytes()
+	if err != nil {
+		return streams, goka, err
+	}
+	report.input(inEventBytes, size)
+	_, fetchErr := a.repeated("fetch only, franz-go", func() (cost, error) { return a.fetch(ctx, false) })
+	_, relayErr := a.repeated("fetch + one small record produced", func() (cost, error) { return a.fetch(ctx, true) })
+	streams, streamsErr := a.streams(ctx)
+	goka, gokaErr := a.goka(ctx)
+	return streams, goka, errors.Join(fetchErr, relayErr, streamsErr, gokaErr, a.measureOurs(ctx, streams, goka))
+}
+
+// eventBytes reports what an event takes in Kafka.
+func (a *arena) eventBytes() (float64, error) {
 	size, err := a.logSize(eventlog.TopicClientEvents)
 	if err != nil {
-		return streams, goka, err
+		return 0, err
 	}
-	report.line("client events, JSON", fmt.Sprintf("%d of %d clients; %d B each in Kafka, lz4", a.past.records, a.past.total(), size/a.past.records), "", "")
-	report.input(inEventBytes, float64(size/a.past.records))
-	fetched, err := repeated(cfg.Repeat, func() (cost, error) { return a.fetch(ctx, false) })
-	if err != nil {
-		return streams, goka, err
-	}
-	report.cost("fetch only, franz-go", fetched, a.past.total())
-	relayed, err := repeated(cfg.Repeat, func() (cost, error) { return a.fetch(ctx, true) })
-	if err != nil {
-		return streams, goka, err
-	}
-	report.cost("fetch + one small record produced", relayed, a.past.total())
+	each := size / a.past.records
+	a.report.line("client events, "+a.past.format.String(), fmt.Sprintf("%d of %d clients; %d B each in Kafka, lz4", a.past.records, a.past.total(), each), "", "")
+	return float64(each), nil
+}
 
-	class, err := t.compileStreams(ctx)
+func (a *arena) streams(ctx context.Context) (cost, error) {
+	class, err := a.compileStreams(ctx)
 	if err != nil {
-		return streams, goka, err
+		return cost{}, err
 	}
-	streams, err = a.peer(ctx, "streams", func(dir string) *exec.Cmd {
-		return t.java("2g", class, a.kafka.addr, eventlog.TopicClientEvents, dir)
+	c, err := a.peer(ctx, "streams", func(dir string) *exec.Cmd {
+		return a.java("2g", class, a.kafka.addr, eventlog.TopicClientEvents, dir)
 	})
 	if err != nil {
-		return streams, goka, err
+		return cost{}, fmt.Errorf("measure Kafka Streams: %w", err)
 	}
-	report.cost("Kafka Streams", streams, a.past.total())
-	binary, err := t.buildGoka(ctx)
+	a.report.cost("Kafka Streams", c, a.past.total())
+	return c, nil
+}
+
+func (a *arena) goka(ctx context.Context) (cost, error) {
+	binary, err := a.buildGoka(ctx)
 	if err != nil {
-		return streams, goka, err
+		return cost{}, err
 	}
-	goka, err = a.peer(ctx, "goka", func(dir string) *exec.Cmd {
+	c, err := a.peer(ctx, "goka", func(dir string) *exec.Cmd {
 		return exec.Command(binary, "-brokers", a.kafka.addr, "-topic", eventlog.TopicClientEvents, "-dir", dir)
 	})
 	if err != nil {
-		return streams, goka, err
+		return cost{}, fmt.Errorf("measure Goka: %w", err)
 	}
-	report.cost("Goka", goka, a.past.total())
-	return streams, goka, a.measureOurs(ctx, streams, goka)
+	a.report.cost("Goka", c, a.past.total())
+	return c, nil
 }
 
 func oursOverProtobuf(ctx context.Context, cfg config, t *tools, dir string, past history, report *table, streams, goka cost) (err error) {
@@ -267,35 +284,33 @@ func oursOverProtobuf(ctx context.Context, cfg config, t *tools, dir string, pas
 		return err
 	}
 	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	if _, err := a.eventBytes(); err != nil {
+		return err
+	}
 	return a.measureOurs(ctx, streams, goka)
 }
 
 // measureOurs measures rebuilds and first passes over the history and sets them beside the peers.
 func (a *arena) measureOurs(ctx context.Context, streams, goka cost) error {
-	rebuilt, err := repeated(a.cfg.Repeat, func() (cost, error) { return a.rebuild(ctx, "rebuild-"+a.past.format.String()) })
-	if err != nil {
-		return err
-	}
-	a.report.cost("rebuild, "+a.past.format.String(), rebuilt, a.past.total())
+	format := a.past.format.String()
+	rebuilt, rebuildErr := a.repeated("rebuild, "+format, func() (cost, error) { return a.rebuild(ctx, "rebuild-"+format) })
 	a.report.times("Kafka Streams", rebuilt, streams, goalRebuildStreams)
 	a.report.times("Goka", rebuilt, goka, goalRebuildGoka)
-	passed, err := repeated(a.cfg.Repeat, func() (cost, error) {
-		c, dir, err := a.firstPass(ctx, "first-pass-"+a.past.format.String())
+	passed, passErr := a.repeated("first pass, "+format, func() (cost, error) {
+		c, dir, err := a.firstPass(ctx, "first-pass-"+format)
 		return c, errors.Join(err, os.RemoveAll(dir), a.forgetStates(ctx))
 	})
-	if err != nil {
-		return err
-	}
-	a.report.cost("first pass, "+a.past.format.String(), passed, a.past.total())
 	a.report.times("Kafka Streams", passed, streams, goalFirstPassStreams)
 	a.report.times("Goka", passed, goka, goalFirstPassGoka)
-	if a.past.format == eventlog.JSON {
+	if a.past.format == eventlog.JSON && passed.events > 0 {
 		a.report.input(inFold, microseconds(passed.perEvent()))
 		a.report.input(inFoldKafka, microseconds(passed.kafka/time.Duration(passed.events)))
 		a.report.input(inFoldRate, passed.rate())
+	}
+	if a.past.format == eventlog.JSON && rebuilt.events > 0 {
 		a.report.input(inRebuildRate, rebuilt.rate())
 	}
-	return nil
+	return errors.Join(rebuildErr, passErr)
 }
 
 // compileStreams compiles the Kafka Streams baseline into the folder of binaries, and returns its class.

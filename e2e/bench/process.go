@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	stopTimeout = 30 * time.Second
+	// stopTimeout is enough for a materializer that writes down what it has of ten million clients.
+	stopTimeout = 2 * time.Minute
 	processPoll = 100 * time.Millisecond
 	// clockTick is the unit of the times in /proc: USER_HZ, which is 100 on every Linux that Go runs on.
 	clockTick = 10 * time.Millisecond
@@ -84,6 +85,18 @@ func (p *process) stop() error {
 	if p.err != nil {
 		return p.early()
 	}
+	return nil
+}
+
+// kill ends a child of which nothing is needed any more: it need not write down what it has.
+func (p *process) kill() error {
+	if err := p.alive(); err != nil {
+		return err
+	}
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("end %s: %w", p.name, err)
+	}
+	<-p.exited
 	return nil
 }
 
@@ -216,6 +229,7 @@ func startPeer(ctx context.Context, name, dir string, cmd *exec.Cmd) (*peer, err
 	select {
 	case err = <-said:
 		if err != nil {
+			_ = child.cmd.Process.Kill() // one that has not ended yet has said something that is not to be read
 			<-child.exited
 			err = errors.Join(err, child.early())
 		}

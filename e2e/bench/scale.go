@@ -38,22 +38,26 @@ type growth struct {
 	serving                    usage
 }
 
-// measureScale measures fleets of several sizes, and draws the chart.
+// measureScale measures fleets of several sizes, and draws the chart of those that could be measured.
 func measureScale(ctx context.Context, cfg config, t *tools, dir string, report *table) error {
 	sizes, err := cfg.sizes()
 	if err != nil {
 		return err
 	}
 	var all []growth
+	var errs []error
 	for _, n := range sizes {
 		g, err := measureSize(ctx, cfg, t, filepath.Join(dir, strconv.Itoa(n)), n, report)
 		if err != nil {
-			return fmt.Errorf("%d clients: %w", n, err)
+			errs = append(errs, fmt.Errorf("%d clients: %w", n, err))
+			continue
 		}
 		all = append(all, g)
 	}
-	report.chart = growthChart(all)
-	return nil
+	if len(all) > 0 {
+		report.chart = growthChart(all)
+	}
+	return errors.Join(errs...)
 }
 
 // measureRestore measures one fleet.
@@ -79,36 +83,54 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 		return g, err
 	}
 	report.cost("  first pass", g.passed, g.clients)
-	journal, err := a.logSize(eventlog.TopicClientState)
-	if err != nil {
+	// Each of these needs the first pass only.
+	if err = errors.Join(a.journal(), a.measureRestored(ctx, &g), a.measureState(ctx, state, &g)); err != nil {
 		return g, err
 	}
-	report.line("  client-state in Kafka", fmt.Sprintf("%d B for each transition", journal/a.past.records), "", "")
-	if g.restored, err = a.restore(ctx, fmt.Sprintf("restore-%d-clients", clients)); err != nil {
-		return g, err
-	}
-	report.line("  restore from client-state", fmt.Sprintf("%.1f s, %.0f clients/s", g.restored.seconds, g.restored.rate()), "", "")
-	report.line("  used", g.restored.spent(g.clients), "", "")
-	report.progress("compaction")
-	began := time.Now()
-	if g.compacted, err = compactedUsage(ctx, filepath.Join(state, "state")); err != nil {
-		return g, err
-	}
-	g.compacting = time.Since(began)
-	report.grown(&g)
-	if err := a.lookups(ctx, state, &g); err != nil {
-		return g, err
-	}
-	report.result("  lookups in process", fmt.Sprintf("p50 %v, p99 %v, p99.9 %v; peak %d MiB", g.lookup50, g.lookup99, g.slower, g.serving.peak/mib),
-		fmt.Sprintf("p99 under %v", goalLookup), g.lookup99 < goalLookup)
-	report.input(inStateBytes, float64(journal/a.past.records))
-	report.input(inDisk, float64(g.passed.disk/g.clients))
-	report.input(inRestoreRate, g.restored.rate())
-	report.input(inLookup, microseconds(g.lookup99))
 	peak := max(g.rebuilt.peak, g.passed.peak, g.restored.peak, g.serving.peak)
 	report.input(inResident, float64(peak/mib))
 	report.result("  peak resident of all", fmt.Sprintf("%d MiB", peak/mib), fmt.Sprintf("under %d MiB", goalResident/mib), peak < goalResident)
 	return g, nil
+}
+
+// journal reports what a transition takes in Kafka.
+func (a *arena) journal() error {
+	size, err := a.logSize(eventlog.TopicClientState)
+	if err != nil {
+		return err
+	}
+	a.report.line("  client-state in Kafka", fmt.Sprintf("%d B for each transition", size/a.past.records), "", "")
+	a.report.input(inStateBytes, float64(size/a.past.records))
+	return nil
+}
+
+func (a *arena) measureRestored(ctx context.Context, g *growth) (err error) {
+	if g.restored, err = a.restore(ctx, fmt.Sprintf("restore-%d-clients", a.past.clients)); err != nil {
+		return err
+	}
+	a.report.line("  restore from client-state", fmt.Sprintf("%.1f s, %.0f clients/s", g.restored.seconds, g.restored.rate()), "", "")
+	a.report.line("  used", g.restored.spent(g.clients), "", "")
+	a.report.input(inRestoreRate, g.restored.rate())
+	return nil
+}
+
+// measureState measures what a first pass has left in a folder: what it takes on disk, and how fast it answers.
+func (a *arena) measureState(ctx context.Context, dir string, g *growth) (err error) {
+	a.report.input(inDisk, float64(g.passed.disk/g.clients))
+	a.report.progress("compaction")
+	began := time.Now()
+	if g.compacted, err = compactedUsage(ctx, filepath.Join(dir, "state")); err != nil {
+		return err
+	}
+	g.compacting = time.Since(began)
+	a.report.grown(g)
+	if err := a.lookups(ctx, dir, g); err != nil {
+		return err
+	}
+	a.report.result("  lookups in process", fmt.Sprintf("p50 %v, p99 %v, p99.9 %v; peak %d MiB", g.lookup50, g.lookup99, g.slower, g.serving.peak/mib),
+		fmt.Sprintf("p99 under %v", goalLookup), g.lookup99 < goalLookup)
+	a.report.input(inLookup, microseconds(g.lookup99))
+	return nil
 }
 
 // grown prints what the compacted store takes.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -80,7 +79,8 @@ type needs struct {
 	restore                      float64 // seconds, of one materializer's share
 }
 
-// sizing works out what a fleet needs to keep up with all of its clients within stormS seconds.
+// sizing works out what a fleet needs to keep up with all of its clients within stormS seconds. What follows from an input that was not measured, NaN,
+// is NaN.
 func sizing(in map[string]float64, clients, stormS float64) needs {
 	const gib, us = 1 << 30, 1e-6
 	n := needs{clients: clients, steady: clients * eventsPerDay / dayS, storm: clients * eventsInStorm / stormS}
@@ -99,24 +99,26 @@ func sizing(in map[string]float64, clients, stormS float64) needs {
 	return n
 }
 
-// sizingText renders what was measured, and what follows for fleets. It is an error if a part that it needs was not measured.
-func sizingText(inputs []input, page string) (string, error) {
+// neededInputs are those that the needs of a fleet follow from.
+var neededInputs = []string{inFold, inFoldKafka, inFoldRate, inBridge, inBridgeKafka, inBridgeRate, inEventBytes, inStateBytes, inRow, inIndexes, inEvidence, inSessions, inDisk,
+	inRestoreRate}
+
+// sizingText renders what was measured, and what follows for fleets.
+func sizingText(inputs []input, page string) string {
 	var b strings.Builder
 	in := map[string]float64{}
+	for _, name := range neededInputs {
+		in[name] = math.NaN()
+	}
 	fmt.Fprintf(&b, "Measured ([%s](benchmarks/%s)):\n\n| what | value | part |\n|---|---|---|\n", strings.TrimSuffix(page, ".md"), page)
 	for _, i := range inputs {
 		in[i.name] = i.value
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", i.name, short(i.value), i.part)
 	}
-	var missing []error
-	for _, name := range []string{inFold, inFoldKafka, inFoldRate, inBridge, inBridgeKafka, inBridgeRate, inEventBytes, inStateBytes, inRow, inIndexes, inEvidence,
-		inSessions, inDisk, inRestoreRate} {
-		if in[name] == 0 && name != inSessions {
-			missing = append(missing, fmt.Errorf("%q was not measured", name))
+	for _, name := range neededInputs {
+		if math.IsNaN(in[name]) {
+			fmt.Fprintf(&b, "| %s | not measured | |\n", name)
 		}
-	}
-	if len(missing) > 0 {
-		return "", fmt.Errorf("write the sizing page; measure peers, scale and bridge in one run: %w", errors.Join(missing...))
 	}
 	for _, stormS := range []float64{300, 60} {
 		fmt.Fprintf(&b, "\nExtrapolated by the rules above, for a fleet that keeps up while all of its clients reconnect within %.0f s:\n\n", stormS)
@@ -129,9 +131,13 @@ func sizingText(inputs []input, page string) (string, error) {
 			}
 			b.WriteString("\n")
 		}
-		number := func(of func(needs) float64) func(needs) string {
-			return func(n needs) string { return short(math.Ceil(of(n))) }
+		whole := func(v float64) string {
+			if math.IsNaN(v) {
+				return "not measured"
+			}
+			return short(math.Ceil(v))
 		}
+		number := func(of func(needs) float64) func(needs) string { return func(n needs) string { return whole(of(n)) } }
 		row("events/s, on an ordinary day", number(func(n needs) float64 { return n.steady }))
 		row("events/s, in the storm", number(func(n needs) float64 { return n.storm }))
 		row("bridges, of as many broker clusters", number(func(n needs) float64 { return n.bridges }))
@@ -141,12 +147,12 @@ func sizingText(inputs []input, page string) (string, error) {
 		row("disk of all materializers of a replica, GiB", number(func(n needs) float64 { return n.stateDisk }))
 		row("restore of one with an empty disk, s", number(func(n needs) float64 { return n.restore }))
 		row("Kafka's cores, over all brokers", number(func(n needs) float64 { return n.kafkaCores }))
-		row("Kafka's disk, GiB: client-events / client-state", func(n needs) string { return short(math.Ceil(n.eventLog)) + " / " + short(math.Ceil(n.journal)) })
+		row("Kafka's disk, GiB: client-events / client-state", func(n needs) string { return whole(n.eventLog) + " / " + whole(n.journal) })
 		if stormS > 60 {
 			row("a storm within 60 s is visible so many seconds later", number(func(n needs) float64 { return n.stormLag }))
 		}
 	}
-	return b.String(), nil
+	return b.String()
 }
 
 // The lines between which the sizing page is written.

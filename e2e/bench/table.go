@@ -18,7 +18,8 @@ type table struct {
 	rows     []row
 	profiles []profile
 	skipped  []string
-	took     []row // part and time
+	took     []row            // part and time
+	failed   map[string]error // by part
 	chart    *chart
 	inputs   []input
 }
@@ -64,8 +65,11 @@ func (t *table) cost(what string, c cost, clients int64) {
 	t.line("  used", c.spent(clients), "", "")
 }
 
-// times prints how many times the rate of another is ours.
+// times prints how many times the rate of another is ours, if both were measured.
 func (t *table) times(other string, ours, theirs cost, goal float64) {
+	if ours.events == 0 || theirs.events == 0 {
+		return
+	}
 	ratio := ours.rate() / theirs.rate()
 	t.result("  of "+other, fmt.Sprintf("%.1f times", ratio), fmt.Sprintf("at least %.0f times", goal), ratio >= goal)
 }
@@ -91,6 +95,16 @@ func (t *table) skip(part string, reason error) {
 	if _, err := fmt.Fprintf(t.out, "%s\n** %s: SKIPPED, nothing of it was measured: %v\n%s\n", stars, part, reason, stars); err != nil && t.err == nil {
 		t.err = fmt.Errorf("print the result: %w", err)
 	}
+}
+
+// fail notes that a part, or what is left of it, was not measured.
+func (t *table) fail(part string, err error) {
+	if t.failed == nil {
+		t.failed = map[string]error{}
+	}
+	t.failed[part] = err
+	t.print(part+": FAILED", "what is above was measured; the error is at the end", "", "")
+	t.progress("failed: %v", err)
 }
 
 // delays are durations.

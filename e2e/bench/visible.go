@@ -44,15 +44,13 @@ func measureVisible(ctx context.Context, cfg config, t *tools, dir string, repor
 	if err != nil {
 		return err
 	}
-	if err := compareVisible(ctx, cfg, t, binaries[0], filepath.Join(dir, "embedded"), "", "embedded Kafka", report); err != nil {
-		return err
-	}
+	embedded := compareVisible(ctx, cfg, t, binaries[0], filepath.Join(dir, "embedded"), "", "embedded Kafka", report)
 	k, err := t.startKafka(ctx, filepath.Join(dir, "kafka"))
 	if err != nil {
-		return err
+		return errors.Join(embedded, err)
 	}
 	defer func() { err = errors.Join(err, k.stop()) }()
-	return compareVisible(ctx, cfg, t, binaries[0], filepath.Join(dir, "real"), k.addr, "real Kafka", report)
+	return errors.Join(embedded, compareVisible(ctx, cfg, t, binaries[0], filepath.Join(dir, "real"), k.addr, "real Kafka", report))
 }
 
 func compareVisible(ctx context.Context, cfg config, t *tools, binary, dir, brokers, name string, report *table) (err error) {
