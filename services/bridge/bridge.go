@@ -21,12 +21,15 @@ import (
 const (
 	kafkaRetry   = time.Second
 	kafkaTimeout = 10 * time.Second
+	// kafkaSayEvery is the time from one line about a Kafka that is not ready to the next.
+	kafkaSayEvery = 30 * time.Second
 )
 
 // Bridge carries the events of MQTT broker clusters to Kafka. Use [New]; a Bridge runs once.
 type Bridge struct {
 	cfg      Config
 	log      *slog.Logger
+	kafkaLog *eventlog.ClientLog // of all Kafka clients
 	metrics  *metrics
 	clusters []*cluster
 
@@ -48,6 +51,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Bridge, erro
 		return nil, err
 	}
 	b := &Bridge{cfg: cfg, log: log.With(service.KeyComponent, "bridge"), metrics: m, subscribed: make(chan struct{}), kafkaProblem: errNotStarted}
+	b.kafkaLog = eventlog.NewClientLog(b.log)
 	for _, c := range cfg.clusters() {
 		cl, err := newCluster(c, &cfg, m, b.log)
 		if err != nil {
@@ -109,7 +113,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 }
 
 func (b *Bridge) newClient() (*kgo.Client, error) {
-	opts, err := b.cfg.Opts(b.log)
+	opts, err := b.cfg.SharedOpts(b.kafkaLog)
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +188,7 @@ func (b *Bridge) spoolFull(cluster string, d drops) error {
 func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
+	var said time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -201,7 +206,10 @@ func (b *Bridge) openKafka(ctx context.Context, client *kgo.Client, p *pipeline)
 		case errors.Is(err, eventlog.ErrTopicMismatch):
 			return err
 		case err != nil:
-			b.log.Warn("kafka is not ready; trying again", service.KeyError, err)
+			if time.Since(said) >= kafkaSayEvery {
+				said = time.Now()
+				b.log.Warn("kafka is not ready; trying again", service.KeyError, err)
+			}
 			retry.Reset(kafkaRetry)
 			continue
 		}
@@ -235,7 +243,7 @@ func (b *Bridge) tryKafka(ctx context.Context, client *kgo.Client) (*follower, [
 	if err := eventlog.Ensure(ctx, client, b.cfg.Config); err != nil {
 		return nil, nil, err
 	}
-	follower, err := newFollower(b.cfg.Config, b.log)
+	follower, err := newFollower(b.cfg.Config, b.kafkaLog, b.log)
 	if err != nil {
 		return nil, nil, err
 	}

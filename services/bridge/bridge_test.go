@@ -12,6 +12,8 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/hooks/auth"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
@@ -312,6 +314,33 @@ func TestStopsWithoutKafkaAndBroker(t *testing.T) {
 	if took := time.Since(begun); took > 3*time.Second {
 		t.Errorf("stopped after %v", took)
 	}
+}
+
+// TestKafkaThatIsNotReadyIsSaidOnce has Kafka refuse the topics, again and again.
+func TestKafkaThatIsNotReadyIsSaidOnce(t *testing.T) {
+	b, k := newBroker(t), newKafka(t)
+	asked := make(chan struct{}, 100)
+	k.ControlKey(int16(kmsg.CreateTopics), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		asked <- struct{}{}
+		r := req.(*kmsg.CreateTopicsRequest)
+		resp := r.ResponseKind().(*kmsg.CreateTopicsResponse)
+		for _, topic := range r.Topics {
+			answer := kmsg.NewCreateTopicsResponseTopic()
+			answer.Topic, answer.ErrorCode = topic.Topic, kerr.PolicyViolation.Code
+			resp.Topics = append(resp.Topics, answer)
+		}
+		return resp, nil, true
+	})
+	out := &written{}
+	r := startLogging(t, testConfig(t, b, k), slog.New(slog.NewTextHandler(out, nil)))
+	for range 3 {
+		<-asked
+	}
+	if got := out.lines("kafka is not ready"); len(got) != 1 || !strings.Contains(got[0], "POLICY_VIOLATION") {
+		t.Errorf("lines: %q", got)
+	}
+	r.stop(t)
 }
 
 func TestWrongTopicsAreAnError(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -206,14 +207,44 @@ func testConfig(t testing.TB, b *broker, k *kafka) Config {
 	return cfg
 }
 
+// written keeps what is logged.
+type written struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (w *written) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.Write(b)
+}
+
+// lines returns the lines that have a text.
+func (w *written) lines(text string) (lines []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for line := range strings.Lines(w.text.String()) {
+		if strings.Contains(line, text) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
 func start(t testing.TB, cfg Config) *running {
 	t.Helper()
-	reg := prometheus.NewRegistry()
 	level := slog.LevelError + 1
 	if testing.Verbose() {
 		level = slog.LevelInfo
 	}
-	b, err := New(cfg, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})), reg)
+	return startLogging(t, cfg, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})))
+}
+
+// startLogging is start with a log.
+func startLogging(t testing.TB, cfg Config, log *slog.Logger) *running {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	b, err := New(cfg, log, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,8 @@ type follower struct {
 	nodes  nodeLog
 }
 
-func newFollower(cfg eventlog.Config, log *slog.Logger) (*follower, error) {
-	opts, err := cfg.Opts(log)
+func newFollower(cfg eventlog.Config, kafkaLog *eventlog.ClientLog, log *slog.Logger) (*follower, error) {
+	opts, err := cfg.SharedOpts(kafkaLog)
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,8 @@ const (
 	drainRetry = time.Second
 	// flushTimeout is how long Kafka may take for what is in flight when the bridge stops; the spool takes the rest.
 	flushTimeout = time.Second
+	// steadyAfter is how long Kafka must take deliveries without a pause until it is told that it does again.
+	steadyAfter = 10 * time.Second
 )
 
 // outcome says where a delivery has become durable.
@@ -118,7 +120,17 @@ type pipeline struct {
 	drainEnd  uint64    // sequence after the last of it
 	retryAt   time.Time // when to send again after Kafka has refused something
 	direct    bool
+	turned    time.Time // when direct changed last
+	told      telling
 	spooledMS int64 // received time of the oldest fact in the spool; 0: not known
+}
+
+// telling is what the log says of Kafka: that it is slow or down at once, that it takes facts again when it has for a while, since one at its limit
+// would be said to come and go.
+type telling struct {
+	began bool      // it was told that Kafka takes facts
+	slow  time.Time // since when it is told to be slow or down; zero: it is not
+	times int       // how often it was, since then
 }
 
 // limbo is what was in flight when the spool took over: it is in the spool, and Kafka's answer is still to come.
@@ -200,6 +212,8 @@ func (p *pipeline) nextCheck() time.Duration {
 		return max(time.Until(p.inFlight[0].sent.Add(stallAfter)), time.Millisecond)
 	case !p.direct && p.draining == nil && (!p.spool.empty() || time.Now().Before(p.retryAt)):
 		return max(time.Until(p.retryAt), 10*time.Millisecond)
+	case p.direct && !p.told.slow.IsZero():
+		return max(time.Until(p.turned.Add(steadyAfter)), time.Millisecond)
 	}
 	return time.Minute
 }
@@ -244,7 +258,8 @@ func (p *pipeline) step(now time.Time) error {
 	}
 	p.settleAnswered()
 	stalled := len(p.inFlight) > 0 && now.Sub(p.inFlight[0].sent) >= stallAfter
-	p.setDirect(open && !now.Before(p.retryAt) && !stalled && len(p.held) < maxQueued && p.limbo.deliveries == 0 && p.spool.empty())
+	p.setDirect(open && !now.Before(p.retryAt) && !stalled && len(p.held) < maxQueued && p.limbo.deliveries == 0 && p.spool.empty(), now)
+	p.tell(now)
 	if p.direct {
 		n := 0
 		for n < len(p.held) && p.records < maxInFlight {
@@ -309,16 +324,30 @@ func (p *pipeline) take() (answered []*delivery, open bool) {
 	return answered, p.open
 }
 
-func (p *pipeline) setDirect(direct bool) {
+func (p *pipeline) setDirect(direct bool, now time.Time) {
 	if p.direct == direct {
 		return
 	}
-	p.direct = direct
+	p.direct, p.turned = direct, now
 	if direct {
-		p.log.Info("kafka takes facts directly")
 		p.onDirect()
 	} else {
+		p.told.times++
+	}
+}
+
+// tell logs what there is to be told of Kafka.
+func (p *pipeline) tell(now time.Time) {
+	switch t := &p.told; {
+	case !t.began && p.direct:
+		t.began, t.times = true, 0
+		p.log.Info("kafka takes facts directly")
+	case t.began && !p.direct && t.slow.IsZero():
+		t.slow = now
 		p.log.Warn("kafka is slow or down; facts go to the spool")
+	case !t.slow.IsZero() && p.direct && now.Sub(p.turned) >= steadyAfter:
+		p.log.Info("kafka takes facts directly again", service.KeyDuration, p.turned.Sub(t.slow), service.KeyCount, t.times)
+		t.slow, t.times = time.Time{}, 0
 	}
 }
 
