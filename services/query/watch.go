@@ -37,7 +37,8 @@ func newWatches(cfg Config, a *answers, log *slog.Logger, reg prometheus.Registe
 	return &watches{
 		cfg: cfg, answers: a, hub: hub, metrics: m, fresh: newWatchFreshness(a),
 		source: &watchSource{
-			cfg: cfg, hub: hub, log: log.With(service.KeyTopic, eventlog.TopicClientState), metrics: m, catchUp: make(chan struct{}, maxCatchUps),
+			cfg: cfg, hub: hub, log: log.With(service.KeyTopic, eventlog.TopicClientState), kafkaLog: eventlog.NewClientLog(log), metrics: m,
+			catchUp: make(chan struct{}, maxCatchUps),
 		},
 	}, nil
 }

@@ -43,14 +43,16 @@ var (
 
 // watchSource reads client-state into the hub.
 type watchSource struct {
-	cfg     Config
-	hub     *watchHub
-	log     *slog.Logger
-	metrics *watchMetrics
-	client  atomic.Pointer[kgo.Client] // nil while nothing is read
-	asking  singleflight.Group
-	catchUp chan struct{} // a place for each reader of the past
-	badOnce atomic.Bool
+	cfg Config
+	hub *watchHub
+	log *slog.Logger
+	// kafkaLog is of all clients: one reads, others ask or read the past.
+	kafkaLog *eventlog.ClientLog
+	metrics  *watchMetrics
+	client   atomic.Pointer[kgo.Client] // nil while nothing is read
+	asking   singleflight.Group
+	catchUp  chan struct{} // a place for each reader of the past
+	badOnce  atomic.Bool
 }
 
 // watchLog is what Kafka says of client-state.
@@ -90,7 +92,7 @@ func (s *watchSource) run(ctx context.Context) {
 // opts returns the options of a consumer of client-state from certain offsets. Control records are kept: they are part of the way to the
 // end, which would never be reached if one is the last record.
 func (s *watchSource) opts(from []int64, maxBytes int32) ([]kgo.Opt, error) {
-	opts, err := s.cfg.Opts(s.log)
+	opts, err := s.cfg.SharedOpts(s.kafkaLog)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +119,7 @@ func (s *watchSource) consume(from []int64, maxBytes int32) (*kgo.Client, error)
 
 // read reads from where the hub is, or fills it if its log is another.
 func (s *watchSource) read(ctx context.Context) error {
-	opts, err := s.cfg.Opts(s.log)
+	opts, err := s.cfg.SharedOpts(s.kafkaLog)
 	if err != nil {
 		return err
 	}
