@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -331,4 +332,53 @@ func TestOutageIsToldOnce(t *testing.T) {
 	}
 	m.get("a", l.facts(closedAt("a", "n1", 0, 10)))
 	m.published(l)
+}
+
+// The group's offsets are how far the partitions are, also though the member itself fetches nothing; a refusal is told once, and ends nothing.
+func TestProgressIsReported(t *testing.T) {
+	l := newLog(t)
+	out := &written{}
+	cfg := l.config(vfs.NewMem())
+	failed, lift := l.failing(kmsg.OffsetCommit, func(req kmsg.Request) (kmsg.Response, error) {
+		r := req.(*kmsg.OffsetCommitRequest)
+		resp := r.ResponseKind().(*kmsg.OffsetCommitResponse)
+		for _, t := range r.Topics {
+			topic := kmsg.NewOffsetCommitResponseTopic()
+			topic.Topic, topic.TopicID = t.Topic, t.TopicID
+			for _, p := range t.Partitions {
+				part := kmsg.NewOffsetCommitResponseTopicPartition()
+				part.Partition, part.ErrorCode = p.Partition, kerr.TopicAuthorizationFailed.Code
+				topic.Partitions = append(topic.Partitions, part)
+			}
+			resp.Topics = append(resp.Topics, topic)
+		}
+		return resp, nil
+	})
+	m := l.startLogging(cfg, loggingTo(out)).ready()
+	last := l.facts(opened("a", "n1", 0))
+	m.get("a", last)
+	// Another member takes half of the partitions.
+	other := l.config(vfs.NewMem())
+	other.StateAdvertise = "127.0.0.1:3"
+	l.start(other).ready()
+	l.own(m, 2)
+	atLeast(t, failed, failed.Load()+3)
+	lift()
+	adm := kadm.NewClient(l.client)
+	servicetest.Eventually(t, patience, func() error {
+		offsets, err := adm.FetchOffsets(t.Context(), cfg.group())
+		if err != nil {
+			return err
+		}
+		if o, ok := offsets.Lookup(eventlog.TopicClientEvents, last.Partition); !ok || o.At != last.Offset+1 {
+			return fmt.Errorf("the group is at %+v, want %d", o.Offset, last.Offset+1)
+		}
+		return nil
+	})
+	if got := out.lines("progress is not reported"); len(got) != 1 || !strings.Contains(got[0], "TOPIC_AUTHORIZATION_FAILED") {
+		t.Errorf("refusals: %q", got)
+	}
+	if got := out.lines("kafka: "); len(got) != 0 {
+		t.Errorf("the client complains: %q", got)
+	}
 }

@@ -159,7 +159,7 @@ func (m *Materializer) Run(ctx context.Context) (err error) {
 	dead := &deadLetters{client: producer, metrics: m.metrics}
 	return m.run(ctx, &parts{
 		cfg: m.cfg, store: db, nodes: newNodes(dead, m.metrics, m.log), fetcher: fetcher, turns: newTurns(), dead: dead, adm: adm, metrics: m.metrics, log: m.log, kafkaLog: m.kafkaLog,
-		stateTopic: stateTopic,
+		eventsTopic: id.TopicID, stateTopic: stateTopic,
 	})
 }
 

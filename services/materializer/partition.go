@@ -81,7 +81,7 @@ type parts struct {
 	// kafkaLog is of all Kafka clients.
 	kafkaLog *eventlog.ClientLog
 
-	stateTopic [16]byte // ID of client-state
+	eventsTopic, stateTopic [16]byte // IDs of client-events and client-state
 }
 
 func newPartition(id int32, ps *parts) *partition {
