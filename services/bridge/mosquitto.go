@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"hash/maphash"
 	"strconv"
 	"strings"
 	"time"
@@ -44,6 +45,8 @@ const (
 
 	peersRemembered      = 64 << 10
 	addressIDsRemembered = 1 << 10
+	// linesRemembered is as many as may come in the time after which the broker drops them at 3,000 a second.
+	linesRemembered = 64 << 10
 )
 
 type mosquittoDecoder struct {
@@ -141,7 +144,7 @@ func (d *mosquittoDecoder) line(m *message, level string) decoded {
 	var order uint32
 	if at != 0 {
 		// Only the stamps of clients' lines are compared. Mosquitto 2.0.11 may write its last lines, when it is stopped, with the stamp of the second before.
-		if from, ok := d.stamps.setBack(at, aboutClient(text)); ok {
+		if from, ok := d.stamps.setBack(at, payload, aboutClient(text)); ok {
 			d.step = &stepBack{node: mosquittoNode, fromMS: from, toMS: at - 1}
 			d.clock = skew{}
 		}
@@ -270,6 +273,8 @@ type stampCounter struct {
 	counted bool // the session saw the stamp begin
 	started bool
 	last    int64 // of the line about a client before; 0: none
+	past    int64 // last, of the connections before this one, until a line has reached it; 0: none
+	lines   lineMemory
 	sinceMS int64 // when the subscription began; 0: not yet; -1: lines from before it may come
 }
 
@@ -284,6 +289,7 @@ func (c *stampCounter) connected(s sessionStart) {
 	if s.resumed {
 		c.sinceMS = -1
 	}
+	c.past, c.last = max(c.past, c.last), 0
 }
 
 func (c *stampCounter) subscribed(atMS int64) {
@@ -293,13 +299,23 @@ func (c *stampCounter) subscribed(atMS int64) {
 }
 
 // setBack reports whether the stamp of the next line about a client shows that the clock was set back, and from when: the latest stamp of the session. One MQTT
-// session keeps the order of lines, so that a stamp below the one before shows it, by however little: time has passed between the two.
-func (c *stampCounter) setBack(at int64, client bool) (fromMS int64, ok bool) {
+// session keeps the order of lines, so that a stamp below the one before shows it, by however little: time has passed between the two. A broker that
+// was killed, though, resumes the session as it was when it was saved: the first lines of a connection may be copies of what came before.
+func (c *stampCounter) setBack(at int64, line string, client bool) (fromMS int64, ok bool) {
 	if !client {
 		return 0, false
 	}
-	ok = at < c.last
+	switch {
+	case at < c.last:
+		ok = true
+	case at < c.past:
+		ok = !c.lines.has(line)
+	}
+	if ok || at >= c.past {
+		c.past = 0
+	}
 	c.last = at
+	c.lines.add(line)
 	return c.latest, ok
 }
 
@@ -323,6 +339,41 @@ func (c *stampCounter) next(at, receivedMS int64) uint32 {
 	}
 	c.count++
 	return c.count
+}
+
+// lineMemory remembers the latest lines, by their hashes.
+type lineMemory struct {
+	seed   maphash.Seed
+	hashes []uint64
+	next   int // to be replaced, once there are linesRemembered
+	found  int // after the last one that was looked for and found: copies come in the order of their originals
+}
+
+func (m *lineMemory) add(line string) {
+	if m.hashes == nil {
+		m.seed = maphash.MakeSeed()
+	}
+	h := maphash.String(m.seed, line)
+	if len(m.hashes) < linesRemembered {
+		m.hashes = append(m.hashes, h)
+		return
+	}
+	m.hashes[m.next] = h
+	m.next = (m.next + 1) % linesRemembered
+}
+
+func (m *lineMemory) has(line string) bool {
+	if m.hashes == nil {
+		return false
+	}
+	h := maphash.String(m.seed, line)
+	for i := range m.hashes {
+		if at := (m.found + i) % len(m.hashes); m.hashes[at] == h {
+			m.found = at + 1
+			return true
+		}
+	}
+	return false
 }
 
 // skew estimates how far the node's clock is from the bridge's, from stamps of whole seconds: each is late by up to a second and by the

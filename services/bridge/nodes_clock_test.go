@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -136,6 +137,71 @@ func TestClockSetBackOfWholeSeconds(t *testing.T) {
 	n.apply(&signal{kind: signalUptime, node: "n1", ms: 200_000, granularityMS: 1000, paired: true}, t0+125_000)
 	if facts := n.apply(&signal{kind: signalClock, node: "n1", ms: t0 + 39_000, granularityMS: 1000, paired: true}, t0+125_000); len(facts) != 0 {
 		t.Errorf("an old heartbeat that comes late: %v", names(facts))
+	}
+}
+
+// TestMosquittoCopiesAreNoStep_H9 has Mosquitto resume a session as it was when it was saved, before it was killed: lines come again that the bridge
+// has settled. That is no clock that was set back; a line among them that is none of those is.
+func TestMosquittoCopiesAreNoStep_H9(t *testing.T) {
+	d := mosquittoDialect.newDecoder(decoderConfig{cluster: "default", location: time.UTC})
+	now := int64(t0)
+	line := func(client string, stampS int64) *stepBack {
+		now += 10
+		return d.decode(&message{topic: mosquittoLog + "N", payload: fmt.Appendf(nil, "%d: Client %s disconnected.", t0/1000+stampS, client), receivedMS: now}).stepBack
+	}
+	again := sessionStart{resumed: true, complete: true}
+	none := func(client string, stampS int64) {
+		t.Helper()
+		if step := line(client, stampS); step != nil {
+			t.Errorf("client %s, stamp %d: %+v", client, stampS, step)
+		}
+	}
+	d.connected(sessionStart{})
+	for s := range int64(10) {
+		none("a", s)
+		none("b", s)
+	}
+	for range 3 {
+		d.connected(again)
+		for s := range int64(4) {
+			none("a", 4+s)
+			none("b", 4+s)
+		}
+	}
+	// The connection was lost before the copies were over, and the next one begins later.
+	d.connected(again)
+	none("a", 6)
+	d.connected(again)
+	none("b", 8)
+	none("c", 12)
+
+	// The clock is set back while the connection is down; with copies before what is new, too.
+	d.connected(again)
+	if step := line("c", 11); step == nil || *step != (stepBack{mosquittoNode, t0 + 12_000, t0 + 10_999}) {
+		t.Errorf("a second back: %+v", step)
+	}
+	none("d", 13)
+	d.connected(again)
+	none("c", 11)
+	if step := line("e", 5); step == nil || *step != (stepBack{mosquittoNode, t0 + 13_000, t0 + 4_999}) {
+		t.Errorf("after a copy: %+v", step)
+	}
+	d.connected(again)
+	none("e", 5)
+	none("f", 5) // the copy is of after the step, which was told
+}
+
+func TestLineMemoryIsBounded(t *testing.T) {
+	var m lineMemory
+	if m.has("0") {
+		t.Error("a line that never came")
+	}
+	const n = linesRemembered + 100
+	for i := range n {
+		m.add(strconv.Itoa(i))
+	}
+	if m.has("99") || !m.has("100") || !m.has(strconv.Itoa(n-1)) || !m.has("101") || len(m.hashes) != linesRemembered {
+		t.Errorf("%d lines are kept", len(m.hashes))
 	}
 }
 
