@@ -236,6 +236,21 @@ func (c *visitors) one(ctx context.Context, addr, id string, i int) error {
 	}
 }
 
+// expectOverlap waits until a bridge has seen everything, from a time after its start on, for so long that the others may go.
+func (h *history) expectOverlap(t *testing.T, bridge string, startedMS int64) {
+	t.Helper()
+	servicetest.Eventually(t, bridgesPatience, func() error {
+		if err := h.read(t.Context()); err != nil {
+			return err
+		}
+		f := h.Table().Feeds[bridge]
+		if f.CompleteSinceMS == 0 || f.CompleteSinceMS < startedMS || f.ReceivedMS-f.CompleteSinceMS < 3*presence.DefaultAllowanceMS/2 {
+			return fmt.Errorf("bridge %s is not there for long enough: %+v", bridge, f)
+		}
+		return nil
+	})
+}
+
 // logged is what the log says at the end.
 type logged struct{ *history }
 

@@ -188,16 +188,7 @@ func TestBridgesTurns(t *testing.T) {
 	// Each must have been there for a while before the other goes. What the log still has of the process before does not count.
 	overlap := func(since string) {
 		t.Helper()
-		servicetest.Eventually(t, bridgesPatience, func() error {
-			if err := h.read(t.Context()); err != nil {
-				return err
-			}
-			f := h.Table().Feeds[since]
-			if f.CompleteSinceMS < startedMS[since] || f.ReceivedMS-f.CompleteSinceMS < 3*presence.DefaultAllowanceMS/2 {
-				return fmt.Errorf("bridge %s is not there for long enough: %+v", since, f)
-			}
-			return nil
-		})
+		h.expectOverlap(t, since, startedMS[since])
 	}
 	overlap("b2")
 	one.kill()

@@ -187,6 +187,7 @@ func bridgesOneKilled(t *testing.T, b *bridged) {
 	c := newVisitors(t)
 	finish := c.steady(t, b.tgt.MQTT, "one-killed")
 	c.more(t, 300)
+	b.tgt.history.expectOverlap(t, "bridge-2", 0)
 	b.bridge.kill(t)
 	killed := time.Now()
 	connect(t, b.tgt, "one-killed-new")
