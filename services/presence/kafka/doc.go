@@ -2,8 +2,9 @@
 //
 // What it acknowledges is on disk: records, committed offsets and producer state outlive a killed process and a loss of power. Nor does a
 // consumer see a record before. The files are synced together, by those who wait for it, and not in the order in which they were written: a
-// loss of power may leave any part of what was not acknowledged. Any Kafka client can use it at its address, without TLS and SASL, so that
-// address should stay on loopback.
+// loss of power may leave any part of what was not acknowledged. The acknowledgement of a record, and a consumer that does not wait for the end of
+// transactions, wait for the partitions that they are about, all others for everything. Any Kafka client can use it at its address, without TLS and
+// SASL, so that address should stay on loopback.
 //
 // It differs from Kafka where kfake does. Compaction runs hourly, does not know min.compaction.lag.ms, and rewrites a partition in place:
 // it removes the files before it writes the new ones, so that a process killed in that moment loses what a compacted partition held.

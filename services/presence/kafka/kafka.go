@@ -43,8 +43,11 @@ type Kafka struct {
 }
 
 // Open reads the folder and begins to serve. The caller must Run or Close the broker.
-func Open(cfg Config, log *slog.Logger) (*Kafka, error) {
-	k := &Kafka{logger: &logger{log: log.With(service.KeyComponent, "kafka")}, syncer: newSyncer(cfg.Dir)}
+func Open(cfg Config, log *slog.Logger) (*Kafka, error) { return open(cfg, log, newSyncer(cfg.Dir)) }
+
+func open(cfg Config, log *slog.Logger, s *syncer) (*Kafka, error) {
+	k := &Kafka{logger: &logger{log: log.With(service.KeyComponent, "kafka")}, syncer: s}
+	topics := newTopics(cfg.Dir)
 	var err error
 	k.cluster, err = kfake.NewCluster(
 		kfake.NumBrokers(1),
@@ -53,7 +56,7 @@ func Open(cfg Config, log *slog.Logger) (*Kafka, error) {
 			if err != nil {
 				return nil, err
 			}
-			a := &advertised{Listener: l, addr: advertise(l.Addr()), syncer: k.syncer}
+			a := &advertised{Listener: l, addr: advertise(l.Addr()), syncer: k.syncer, topics: topics}
 			k.addr = a.addr.String()
 			return a, nil
 		}),
@@ -82,7 +85,7 @@ func (k *Kafka) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return k.Close()
 		case <-k.syncer.failed:
-			return errors.Join(k.syncer.wait(), k.Close())
+			return errors.Join(k.syncer.failure(), k.Close())
 		case <-clean.C:
 			k.cluster.Compact()
 		}
@@ -117,11 +120,12 @@ func Bound(ctx context.Context, cl *kgo.Client, topic string, bytes int64) error
 	return nil
 }
 
-// advertised is a listener whose address is what metadata tells clients, and whose connections wait for the syncer.
+// advertised is a listener whose address is what metadata tells clients, and whose connections are durable.
 type advertised struct {
 	net.Listener
 	addr   net.Addr
 	syncer *syncer
+	topics *topics
 }
 
 // Accept returns the next connection.
@@ -130,7 +134,7 @@ func (a *advertised) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return durable{Conn: c, syncer: a.syncer}, nil
+	return newDurable(c, a.syncer, a.topics), nil
 }
 
 // Addr returns the address for clients.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,101 +20,187 @@ const (
 	// segmentSuffix and indexSuffix name kfake's files of a partition: record batches, and flags of each, in files named by first offset.
 	segmentSuffix = ".dat"
 	indexSuffix   = ".idx"
+	// partitionsDir holds a folder for each partition.
+	partitionsDir = "partitions"
 )
 
 // syncer makes durable what the broker has written, before a client hears of it.
 //
 // kfake can sync by itself, but does so file by file in the one goroutine that answers all clients: two files for each partition of a
-// request, and six a transaction. Here the goroutines that write responses wait, together: whoever comes while a round of syncs is under
-// way shares the next one, in which all files that have grown are synced at once.
+// request, and six a transaction. Here what a response tells of is synced beside that goroutine, folder by folder: a response that names the
+// partitions which it is about waits for theirs alone, any other for all. Those who come while a folder is synced share its next round.
 type syncer struct {
 	dir   string
 	fsync func(path string) error
+	slots chan struct{} // holds one for each file that is synced
 
-	turn sync.Mutex // held during a round, and by those that wait for the next
-
-	mu     sync.Mutex
-	next   *round // that others may still join; nil: none
-	failed chan struct{}
-	err    error // of a sync; the files are no longer known to be complete, and no response is sent any more
-
-	dirs map[string]*folder // held with turn
+	mu      sync.Mutex
+	folders map[string]*folder // by path
+	failed  chan struct{}
+	err     error // of a sync; the files are no longer known to be complete, and no response is sent any more
 }
 
-// round is one run over all files.
+// round is one sync of what has changed in a folder.
 type round struct {
-	done bool
-	err  error
+	done chan struct{} // closed when it is on disk, or known not to be
 }
 
-// folder is what a round has seen of one.
+// folder is one whose files are synced, and what was seen of them.
 type folder struct {
+	path  string
+	watch func([]string) []string // picks the files that may grow without a change of the folder itself
+
+	mu       sync.Mutex
+	syncing  bool
+	next     *round                 // that others may still join; nil: none
+	known    bool                   // it was there
 	modified time.Time              // zero: to be listed again
-	files    map[string]fs.FileInfo // what is on disk, and the folders in it
+	files    map[string]fs.FileInfo // what is on disk or about to be, and the folders in it
 	watched  []string               // of the files, those that may grow
 	folders  []string
 }
 
 func newSyncer(dir string) *syncer {
-	return &syncer{dir: dir, fsync: syncFile, failed: make(chan struct{}), dirs: map[string]*folder{}}
+	return &syncer{dir: dir, fsync: syncFile, slots: make(chan struct{}, maxSyncs), failed: make(chan struct{}), folders: map[string]*folder{}}
+}
+
+// waits is what somebody waits for.
+type waits []*round
+
+// add adds what was written to a folder before the call.
+func (w *waits) add(s *syncer, f *folder) {
+	if r := s.begin(f); r != nil {
+		*w = append(*w, r)
+	}
 }
 
 // wait returns once everything that was written before the call is on disk.
-func (s *syncer) wait() error {
-	s.mu.Lock()
-	if s.err != nil {
-		s.mu.Unlock()
-		return s.err
-	}
-	if s.next == nil {
-		s.next = &round{}
-	}
-	r := s.next
-	s.mu.Unlock()
+func (s *syncer) wait() error { return s.await(s.all()) }
 
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	if r.done {
-		return r.err
+// await returns once all of it is on disk.
+func (s *syncer) await(w waits) error {
+	for _, r := range w {
+		<-r.done
 	}
-	// From here on others join the round after this one: what they have written may be missed.
-	s.mu.Lock()
-	s.next = nil
-	r.err = s.err
-	s.mu.Unlock()
-	if r.done = true; r.err != nil {
-		return r.err
-	}
-	if r.err = s.sync(); r.err != nil {
-		s.mu.Lock()
-		s.err = r.err
-		s.mu.Unlock()
-		close(s.failed)
-	}
-	return r.err
+	return s.failure()
 }
 
-// sync syncs all files that have changed since the last call. The caller holds turn.
-func (s *syncer) sync() error {
-	var changed []string
-	if err := s.look(s.dir, &changed, everyFile); err != nil {
-		return fmt.Errorf("look for what the embedded kafka has written: %w", err)
+// failure is the first error of a sync.
+func (s *syncer) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+func (s *syncer) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+		close(s.failed)
 	}
-	partitions := filepath.Join(s.dir, "partitions")
-	if err := s.look(partitions, &changed, everyFile); err != nil {
-		return fmt.Errorf("look for what the embedded kafka has written: %w", err)
+}
+
+// all begins to sync everything.
+func (s *syncer) all() (w waits) {
+	partitions := s.folder(filepath.Join(s.dir, partitionsDir))
+	if r := s.begin(partitions); r != nil {
+		// What is in it is known when a round has looked.
+		<-r.done
 	}
-	if f := s.dirs[partitions]; f != nil {
-		for _, name := range f.folders {
-			if err := s.look(filepath.Join(partitions, name), &changed, lastSegment); err != nil {
-				return fmt.Errorf("look for what the embedded kafka has written: %w", err)
-			}
+	for _, name := range partitions.inside() {
+		w.add(s, s.folder(filepath.Join(partitions.path, name)))
+	}
+	w.add(s, s.folder(s.dir))
+	return w
+}
+
+// partitions begins to sync some partitions, given as the names of their folders; false if one is not known yet, which all must wait for.
+func (s *syncer) partitions(names []string) (w waits, ok bool) {
+	if len(names) == 0 {
+		return nil, true
+	}
+	dir := filepath.Join(s.dir, partitionsDir)
+	w.add(s, s.folder(dir)) // one of them may have been made anew
+	for _, name := range names {
+		f := s.folder(filepath.Join(dir, name))
+		if !f.seen() {
+			return nil, false
 		}
+		w.add(s, f)
 	}
-	if err := s.syncAll(changed); err != nil {
-		return fmt.Errorf("sync the files of the embedded kafka: %w", err)
+	return w, true
+}
+
+// folder returns the folder with a path.
+func (s *syncer) folder(path string) *folder {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.folders[path]
+	if f == nil {
+		f = &folder{path: path, watch: everyFile, files: map[string]fs.FileInfo{}}
+		if filepath.Dir(path) != s.dir && path != s.dir {
+			f.watch = lastSegment
+		}
+		s.folders[path] = f
 	}
-	return nil
+	return f
+}
+
+// begin returns the round that syncs what was written to a folder before the call, nil if all of that is on disk.
+func (s *syncer) begin(f *folder) *round {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.syncing {
+		// What its round has looked at may be from before.
+		if f.next == nil {
+			f.next = newRound()
+		}
+		return f.next
+	}
+	changed, err := f.look()
+	if err == nil && len(changed) == 0 {
+		return nil
+	}
+	f.syncing = true
+	r := newRound()
+	go s.run(f, r, changed, err)
+	return r
+}
+
+func newRound() *round { return &round{done: make(chan struct{})} }
+
+// run syncs a folder as long as somebody waits for it, beginning with what a look has found.
+func (s *syncer) run(f *folder, r *round, changed []string, err error) {
+	for r != nil {
+		if err != nil {
+			s.fail(fmt.Errorf("look for what the embedded kafka has written: %w", err))
+		} else if err := s.syncAll(changed); err != nil {
+			s.fail(fmt.Errorf("sync the files of the embedded kafka: %w", err))
+		}
+		close(r.done)
+		f.mu.Lock()
+		if r, f.next = f.next, nil; r != nil {
+			changed, err = f.look()
+		} else {
+			f.syncing = false
+		}
+		f.mu.Unlock()
+	}
+}
+
+// seen reports whether the folder was there when it was looked at.
+func (f *folder) seen() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.known
+}
+
+// inside returns the folders in it.
+func (f *folder) inside() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.folders
 }
 
 // everyFile watches all files of a folder.
@@ -136,47 +221,43 @@ func lastSegment(names []string) []string {
 	return []string{last + segmentSuffix, last + indexSuffix}
 }
 
-// look appends what has changed in a folder; watch picks the files that may grow without a change of the folder itself.
-func (s *syncer) look(dir string, changed *[]string, watch func([]string) []string) error {
-	info, err := os.Stat(dir)
+// look returns what has changed. The caller holds mu.
+func (f *folder) look() (changed []string, err error) {
+	info, err := os.Stat(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		delete(s.dirs, dir)
-		return nil
+		f.known, f.modified, f.files, f.watched, f.folders = false, time.Time{}, map[string]fs.FileInfo{}, nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f := s.dirs[dir]
-	if f == nil {
-		f = &folder{files: map[string]fs.FileInfo{}}
-		s.dirs[dir] = f
-	}
+	f.known = true
 	if modified := info.ModTime(); !f.modified.Equal(modified) {
 		if f.modified = modified; time.Since(modified) < settled {
 			f.modified = time.Time{}
 		}
-		return s.list(dir, f, changed, watch)
+		return f.list()
 	}
 	for _, name := range f.watched {
-		path := filepath.Join(dir, name)
+		path := filepath.Join(f.path, name)
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			f.modified = time.Time{}
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		f.note(path, info, changed)
+		f.note(path, info, &changed)
 	}
-	return nil
+	return changed, nil
 }
 
-// list looks at all files of a folder.
-func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]string) []string) error {
-	entries, err := os.ReadDir(dir)
+// list looks at all files.
+func (f *folder) list() (changed []string, err error) {
+	entries, err := os.ReadDir(f.path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var names []string
 	before := f.files
@@ -188,7 +269,7 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 			continue // renamed or removed just now, which changes the folder
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		name := e.Name()
 		// A file that was removed and made again may get the same number.
@@ -203,13 +284,13 @@ func (s *syncer) list(dir string, f *folder, changed *[]string, watch func([]str
 			f.files[name] = was
 		}
 		names = append(names, name)
-		f.note(filepath.Join(dir, name), info, changed)
+		f.note(filepath.Join(f.path, name), info, &changed)
 	}
 	if renamed {
-		*changed = append(*changed, dir)
+		changed = append(changed, f.path)
 	}
-	f.watched = watch(names)
-	return nil
+	f.watched = f.watch(names)
+	return changed, nil
 }
 
 // note appends a file that is not as it is on disk.
@@ -225,20 +306,23 @@ func (f *folder) note(path string, info fs.FileInfo, changed *[]string) {
 
 // syncAll syncs files and folders at once.
 func (s *syncer) syncAll(paths []string) error {
-	if len(paths) == 1 {
-		return s.fsync(paths[0])
+	if len(paths) == 0 {
+		return nil
 	}
-	errs := make([]error, min(len(paths), maxSyncs))
+	errs := make([]error, len(paths))
 	var wg sync.WaitGroup
-	for w := range errs {
-		wg.Go(func() {
-			for i := w; i < len(paths); i += len(errs) {
-				errs[w] = errors.Join(errs[w], s.fsync(paths[i]))
-			}
-		})
+	for i, path := range paths[1:] {
+		wg.Go(func() { errs[i+1] = s.syncOne(path) })
 	}
+	errs[0] = s.syncOne(paths[0])
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+func (s *syncer) syncOne(path string) error {
+	s.slots <- struct{}{}
+	defer func() { <-s.slots }()
+	return s.fsync(path)
 }
 
 func syncFile(path string) error {
@@ -250,18 +334,4 @@ func syncFile(path string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
-}
-
-// durable is a connection whose responses wait until what they tell of is on disk.
-type durable struct {
-	net.Conn
-	syncer *syncer
-}
-
-// Write waits, and then writes.
-func (d durable) Write(b []byte) (int, error) {
-	if err := d.syncer.wait(); err != nil {
-		return 0, err
-	}
-	return d.Conn.Write(b)
 }

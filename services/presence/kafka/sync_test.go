@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,13 +23,14 @@ type disk struct {
 	err    error
 	hold   chan struct{} // closed: goes on; nil: nothing is held up
 	held   chan struct{} // is sent to by those that are held up
+	only   string        // what is held up has it in its path
 }
 
 func (d *disk) fsync(path string) error {
 	d.mu.Lock()
-	hold := d.hold
+	hold, only := d.hold, d.only
 	d.mu.Unlock()
-	if hold != nil {
+	if hold != nil && strings.Contains(path, only) {
 		d.held <- struct{}{}
 		<-hold
 	}
@@ -203,14 +205,13 @@ func TestSyncerFails(t *testing.T) {
 func TestAcknowledgedIsSynced(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	k, err := Open(Config{Addr: "127.0.0.1:0", Dir: t.TempDir()}, slog.New(slog.DiscardHandler))
+	dir, d := t.TempDir(), &disk{held: make(chan struct{}, 100)}
+	s := newSyncer(dir)
+	s.fsync = d.fsync
+	k, err := open(Config{Addr: "127.0.0.1:0", Dir: dir}, slog.New(slog.DiscardHandler), s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &disk{held: make(chan struct{}, 100)}
-	k.syncer.turn.Lock()
-	k.syncer.fsync = d.fsync
-	k.syncer.turn.Unlock()
 	running, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- k.Run(running) }()
