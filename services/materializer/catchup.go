@@ -84,8 +84,11 @@ func (p *partition) spill() error {
 		if err := f.spill.Put(c); err != nil {
 			return err
 		}
-		f.onDisk += c.Size()
 		p.outbox.spill(c)
+	}
+	if f.spilled > 0 {
+		// As outSize counts, which leaves out what a chunk has beside keys and values: what is left in memory is one chunk.
+		f.onDisk = f.outSize - f.out[f.spilled].Bytes()
 	}
 	return nil
 }

@@ -20,6 +20,13 @@ func loadClients(t *testing.T, x *Indexes, n int, next int64) *Batch {
 	if err != nil {
 		t.Fatal(err)
 	}
+	putClients(b, n)
+	b.PutMeta(&Meta{Next: next})
+	return b
+}
+
+// putClients puts rows with a fact in the log of each.
+func putClients(b *Batch, n int) {
 	for i := range n {
 		client := fmt.Appendf(nil, "default/%06d", i)
 		var r Row
@@ -29,8 +36,6 @@ func loadClients(t *testing.T, x *Indexes, n int, next int64) *Batch {
 		b.PutRow(client, Indexed{}, &r, r.State.Append(nil))
 		b.AddEvidence(client, AppendEvidence(nil, &Evidence{Offset: int64(i), Fact: presence.Fact{Kind: presence.Opened, Node: "n"}}))
 	}
-	b.PutMeta(&Meta{Next: next})
-	return b
 }
 
 // A load is in the store whole or not at all, and with it everything that was committed before.
