@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -241,10 +240,11 @@ func (o *owners) own(ctx context.Context, id int32) error {
 			o.m.metrics.fenced.Inc()
 			if fenced++; fenced >= maxFenced {
 				o.m.setServed(id, nil)
-				return fmt.Errorf("publish partition %d: fenced %d times while group %s assigns it to this process; does another group publish too? set publish to false on all replicas but one: %w",
-					id, fenced, o.m.cfg.group(), err)
+				return fmt.Errorf("publish partition %d: another materializer has fenced this one %d times while group %s assigns the partition to it, so another replica publishes too: "+
+					"set publish to false on all replicas but one: %w", id, fenced, o.m.cfg.group(), err)
 			}
-			log.Warn("partition is given up", slog.Any(service.KeyError, err))
+			log.Warn("another materializer publishes the partition now, so this one gives it up: the group has moved it, or, if this comes again, another replica publishes too: "+
+				"set publish to false on all replicas but one", service.KeyGroup, o.m.cfg.group(), service.KeyError, err)
 		case isAway(err):
 			o.m.metrics.interrupted.Inc()
 			if failed++; failed == 1 {

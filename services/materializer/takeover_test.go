@@ -1,12 +1,14 @@
 package materializer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,7 +89,8 @@ func outboxOf(t *testing.T, fs vfs.FS, partition int32) []string {
 
 func TestFormerPublisherIsFenced(t *testing.T) {
 	l := newLog(t)
-	m := l.start(l.config(vfs.NewMem())).ready()
+	out := &written{}
+	m := l.startLogging(l.config(vfs.NewMem()), loggingTo(out)).ready()
 	last := l.facts(opened("a", "n1", 0))
 	m.published(l)
 	former := m.owned()[last.Partition]
@@ -105,6 +108,46 @@ func TestFormerPublisherIsFenced(t *testing.T) {
 	m.published(l)
 	if got := l.transitions("a"); !slices.Equal(got, []string{"online connected", "offline closed"}) {
 		t.Errorf("transitions: %v", got)
+	}
+	if got := out.lines("another materializer publishes the partition"); len(got) != 1 || !strings.Contains(got[0], "presence-materializer-") {
+		t.Errorf("lines: %q", got)
+	}
+}
+
+// Two replicas that publish fence each other, until one of them ends and says what to do.
+func TestTwoReplicasThatPublish(t *testing.T) {
+	l := newLog(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &written{}
+	ended := make(chan error, 2)
+	for _, replica := range []string{"a", "b"} {
+		cfg := l.config(vfs.NewMem())
+		cfg.Replica, cfg.sessionTimeout = replica, time.Second
+		m, err := New(cfg, loggingTo(out), newRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { ended <- m.Run(ctx) }()
+	}
+	for i := int64(0); ; i++ {
+		// What is to be published tells a publisher that it is one no more.
+		for _, id := range []string{"a", "b", "c", "d"} {
+			l.facts(opened(id, "n1", i))
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, errFenced) || !strings.Contains(err.Error(), "set publish to false on all replicas but one") {
+				t.Errorf("error is %v", err)
+			}
+			if got := out.lines("another replica publishes too"); len(got) == 0 {
+				t.Error("nothing is said before")
+			}
+			cancel()
+			<-ended
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 
