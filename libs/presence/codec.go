@@ -139,7 +139,7 @@ func (c *Connection) append(dst []byte) []byte {
 	dst = appendDialect(dst, c.Dialect)
 	dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(c.OpenedMS)), uint64(c.Order))
 	var flags byte
-	keyIsTime := c.Key == strconv.FormatInt(c.OpenedMS, 10)
+	keyIsTime := isDecimal(c.Key, c.OpenedMS)
 	for _, f := range []struct {
 		on  bool
 		bit byte
@@ -171,7 +171,7 @@ func (c *Connection) append(dst []byte) []byte {
 func (x *Earlier) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(x.OpenedMS)), uint64(x.Order))
 	var flags byte
-	keyIsTime := x.Key == strconv.FormatInt(x.OpenedMS, 10)
+	keyIsTime := isDecimal(x.Key, x.OpenedMS)
 	for _, f := range []struct {
 		on  bool
 		bit byte
@@ -202,6 +202,20 @@ func (c *Close) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(c.ClosedMS)), uint64(c.Order))
 	dst = append(appendString(dst, c.Key), byte(c.Reason))
 	return binary.AppendVarint(appendString(dst, c.RawReason), c.ReceivedMS-c.ClosedMS)
+}
+
+// isDecimal reports whether s is v in decimal, as strconv writes it.
+func isDecimal(s string, v int64) bool {
+	if v <= 0 {
+		return s == strconv.FormatInt(v, 10)
+	}
+	for i := len(s) - 1; i >= 0; i-- {
+		if v == 0 || s[i] != byte('0'+v%10) {
+			return false
+		}
+		v /= 10
+	}
+	return v == 0 && s != ""
 }
 
 func appendString(dst []byte, s string) []byte {

@@ -424,7 +424,7 @@ func (m *merge) logReplaced(b *store.Batch, key []byte, n *record, row *store.Ro
 	table, old := m.p.parts.nodes.table(), &m.row.State
 	for i := range old.Nodes {
 		x := &old.Nodes[i]
-		if x.Known && !holds(&row.State, x.Node, &x.Conn) && x.Conn.OpenedMS > row.State.ForgottenMS {
+		if x.Known && !holds(&row.State, x.Node, connIDOf(&x.Conn)) && x.Conn.OpenedMS > row.State.ForgottenMS {
 			s := sessionOf(old, i, table.cluster(n.state.Cluster), m.p.allowanceMS())
 			log = store.AppendSession(log, &s)
 		}

@@ -146,7 +146,10 @@ func (p *partition) newBatch() (*store.Batch, error) {
 func (p *partition) decode(records []*kgo.Record) (next int64) {
 	f := &p.folds
 	next = p.meta.Next
-	for _, r := range records {
+	for i, r := range records {
+		if i%chunkFacts == 0 {
+			f.readAhead(records[i:min(i+chunkFacts, len(records))])
+		}
 		if r.Offset < next {
 			continue
 		}
@@ -167,7 +170,8 @@ func (p *partition) decode(records []*kgo.Record) (next int64) {
 			f.firstMS = max(pf.Fact.ReceivedMS, 1)
 		}
 		var added bool
-		if pf.entry, added = f.add(r.Key); added && !f.blank {
+		pf.Fact.Node = f.name(pf.Fact.Node)
+		if pf.entry, added = f.add(r.Key, f.hashes[i%chunkFacts]); added && !f.blank {
 			f.unread = append(f.unread, pf.entry)
 		}
 	}
@@ -248,6 +252,7 @@ func (p *partition) applyTo(e *entry, pf *pendingFact, table *nodeTable) {
 	if f.ReceivedMS > e.row.ReceivedMS {
 		e.row.ReceivedMS, e.touched = f.ReceivedMS, true
 	}
+	e.settled = false
 	cluster := table.cluster(f.Cluster)
 	if !e.found && !e.expired && !e.transition && e.row.Last.Version == noVersion {
 		// What was said of the client so far, without a record: that it was never seen.
@@ -275,7 +280,7 @@ func (p *partition) applyTo(e *entry, pf *pendingFact, table *nodeTable) {
 		state = p.encodeState(&e.row.State)
 	}
 	p.transit(&e.row, &v, version, eventTime(f), f.Cluster, f.ClientID, state)
-	e.published, e.transition = state, true
+	e.published, e.transition, e.settled = state, true, p.parts.cfg.Publish
 	pf.Changed, pf.Change = true, changeOf(&e.row.Last)
 }
 
@@ -355,8 +360,11 @@ func (p *partition) put(s *eventlog.ClientState) {
 // writeRow writes an entry's row if the set changed it.
 func (p *partition) writeRow(b *store.Batch, e *entry) {
 	f := &p.folds
-	f.state = e.row.State.Append(f.state[:0])
-	state := f.state
+	state := e.published
+	if !e.settled {
+		f.state = e.row.State.Append(f.state[:0])
+		state = f.state
+	}
 	f.key = append(f.key[:0], e.key...)
 	if e.expired && e.row.State.Empty() && e.row.State.ForgottenMS == 0 {
 		if e.found {
@@ -370,7 +378,7 @@ func (p *partition) writeRow(b *store.Batch, e *entry) {
 		e.logged, e.sessions = chain{}, chain{} // there is no row, so there is no log
 		return
 	}
-	dirty := !bytes.Equal(state, e.published) || !e.transition && e.row.Dirty
+	dirty := !e.settled && !bytes.Equal(state, e.published) || !e.transition && e.row.Dirty
 	if !changed && !e.transition && !e.touched {
 		return
 	}

@@ -18,11 +18,14 @@ import (
 func (p *partition) noteLeaving(s *presence.State, f *presence.Fact, cluster *presence.Cluster) {
 	l := p.folds.leaving[:0]
 	if f.Kind == presence.Opened || f.Kind == presence.Closed && namesOpening(f) {
-		c := connectionOfFact(f)
+		c := connIDOfFact(f)
 		for i := range s.Nodes {
 			n := &s.Nodes[i]
-			replaced := n.Node == f.Node && n.Conn.OpenedMS <= c.OpenedMS && !sameConnection(&n.Conn, &c)
-			if n.Known && (replaced || n.Conn.OpenedMS < c.OpenedMS-presence.MaxAgeMS) {
+			if !n.Known {
+				continue
+			}
+			replaced := n.Conn.OpenedMS <= c.openedMS && n.Node == f.Node && !c.names(&n.Conn)
+			if replaced || n.Conn.OpenedMS < c.openedMS-presence.MaxAgeMS {
 				l = append(l, sessionOf(s, i, cluster, p.allowanceMS()))
 			}
 		}
@@ -34,24 +37,49 @@ func (p *partition) noteLeaving(s *presence.State, f *presence.Fact, cluster *pr
 func (p *partition) logSessions(e *entry, f *presence.Fact, outcome presence.Outcome) {
 	s := &e.row.State
 	for i := range p.folds.leaving {
-		if l := &p.folds.leaving[i]; !holds(s, l.Node, &l.Conn) && l.Conn.OpenedMS > s.ForgottenMS {
+		if l := &p.folds.leaving[i]; !holds(s, l.Node, connIDOf(&l.Conn)) && l.Conn.OpenedMS > s.ForgottenMS {
 			p.folds.addSession(e, l)
 		}
 	}
-	switch c := connectionOfFact(f); {
+	switch c := connIDOfFact(f); {
 	case f.Kind == presence.Opened:
-		if c.OpenedMS > s.ForgottenMS && !holds(s, f.Node, &c) {
-			p.folds.addSession(e, &store.Session{Node: f.Node, Conn: c, Why: presence.ConnectionSuperseded})
+		if c.openedMS > s.ForgottenMS && !holds(s, f.Node, c) {
+			p.folds.addSession(e, &store.Session{Node: f.Node, Conn: connectionOfFact(f), Why: presence.ConnectionSuperseded})
 		}
 	case f.Kind != presence.Closed:
 	case namesOpening(f):
-		if c.OpenedMS > s.ForgottenMS && !holds(s, f.Node, &c) {
-			p.folds.addSession(e, &store.Session{Node: f.Node, Conn: c, Stated: true, EndMS: f.ClosedMS(), Reason: f.Reason, RawReason: f.RawReason})
+		if c.openedMS > s.ForgottenMS && !holds(s, f.Node, c) {
+			p.folds.addSession(e, &store.Session{Node: f.Node, Conn: connectionOfFact(f), Stated: true, EndMS: f.ClosedMS(), Reason: f.Reason, RawReason: f.RawReason})
 		}
 	case f.ClosedMS() > s.ForgottenMS && outcome != presence.Duplicate && concernsOther(s, f, outcome):
 		p.folds.addEnding(e, &store.Ending{Node: f.Node, Key: f.Connection, Dialect: f.Dialect, ClosedMS: f.ClosedMS(), Order: f.Order, Reason: f.Reason,
 			RawReason: f.RawReason})
 	}
+}
+
+// connID is what tells a connection from the others of its node.
+type connID struct {
+	openedMS int64
+	order    uint32
+	key      string
+}
+
+func connIDOf(c *presence.Connection) connID {
+	return connID{openedMS: c.OpenedMS, order: c.Order, key: c.Key}
+}
+
+// connIDOfFact is of the connection that an Opened, or a Closed that names it, is about.
+func connIDOfFact(f *presence.Fact) connID {
+	c := connID{openedMS: f.OpenedMS(), key: f.Connection}
+	if !namesOpening(f) {
+		c.order = f.Order
+	}
+	return c
+}
+
+// names reports whether a connection is the one that is identified.
+func (x connID) names(c *presence.Connection) bool {
+	return x.openedMS == c.OpenedMS && x.order == c.Order && x.key == c.Key
 }
 
 // concernsOther reports whether a Closed that does not tell when its connection opened may be the end of one that the state does not have.
@@ -75,10 +103,8 @@ func namesOpening(f *presence.Fact) bool { return f.Connection != "" && f.Connec
 
 // connectionOfFact is the connection that an Opened, or a Closed that names it, is about.
 func connectionOfFact(f *presence.Fact) presence.Connection {
-	c := presence.Connection{Key: f.Connection, Dialect: f.Dialect, OpenedMS: f.OpenedMS()}
-	if !namesOpening(f) {
-		c.Order = f.Order
-	}
+	x := connIDOfFact(f)
+	c := presence.Connection{Key: x.key, Dialect: f.Dialect, OpenedMS: x.openedMS, Order: x.order}
 	if f.Kind == presence.Opened {
 		c.Seen, c.Username, c.Peer, c.Transport, c.ProtocolVersion = true, f.Username, f.Peer, f.Transport, f.ProtocolVersion
 		c.KeepAliveS, c.CleanStart, c.SessionExpiryS = f.KeepAliveS, f.CleanStart, f.SessionExpiryS
@@ -86,14 +112,12 @@ func connectionOfFact(f *presence.Fact) presence.Connection {
 	return c
 }
 
-func sameConnection(a, b *presence.Connection) bool {
-	return a.OpenedMS == b.OpenedMS && a.Order == b.Order && a.Key == b.Key
-}
+func sameConnection(a, b *presence.Connection) bool { return connIDOf(a).names(b) }
 
 // holds reports whether a connection is the newest of its node in the state.
-func holds(s *presence.State, node string, c *presence.Connection) bool {
+func holds(s *presence.State, node string, c connID) bool {
 	for i := range s.Nodes {
-		if n := &s.Nodes[i]; n.Known && n.Node == node && sameConnection(&n.Conn, c) {
+		if n := &s.Nodes[i]; n.Known && n.Node == node && c.names(&n.Conn) {
 			return true
 		}
 	}

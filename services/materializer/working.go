@@ -2,6 +2,7 @@ package materializer
 
 import (
 	"encoding/binary"
+	"hash/maphash"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,8 @@ type fold struct {
 
 	blocks  [][]entry // of blockEntries each, so that an entry stays where it is
 	size    int       // entries in use
-	byKey   map[string]int
+	places  places
+	names   map[string]string // of nodes
 	arena   arena
 	logs    logs          // what is to be appended to the clients' logs
 	history logs          // and to their histories
@@ -40,7 +42,9 @@ type fold struct {
 
 	// Of one take.
 	facts  []pendingFact
-	unread []int // entries without their rows
+	hashes []uint64 // of the keys of the next facts
+	ahead  int64    // nobody uses what readAhead read
+	unread []int    // entries without their rows
 	poison []*eventlog.DeadLetter
 
 	// Of one client.
@@ -68,6 +72,7 @@ type entry struct {
 	indexed    store.Indexed
 	transition bool
 	touched    bool // received time grew
+	settled    bool // no fact came since published was written
 	forgotten  bool // what was logged before the chains is to go
 	expired    bool // the row was gone, and what followed was folded onto nothing
 
@@ -77,29 +82,31 @@ type entry struct {
 
 const (
 	blockEntries = 128
-	entryBytes   = int(unsafe.Sizeof(entry{})) + 64 // and its place in byKey
+	entryBytes   = int(unsafe.Sizeof(entry{})) + tableBytes
+	// maxNames bounds the names of nodes that are shared.
+	maxNames = 1 << 10
 	// keptBytes is the size from which a set's memory is not kept: there are few such sets, and far between.
 	keptBytes = 16 << 20
 )
 
-func (f *fold) init() { f.byKey = map[string]int{} }
+func (f *fold) init() { f.places, f.names = newPlaces(), map[string]string{} }
 
 // reset empties the set.
 func (f *fold) reset() {
 	// Memory is kept for the next set, unless that is likely to need far less.
 	if f.memory() > keptBytes || f.records <= liveBatch && len(f.blocks)*blockEntries > 4*liveBatch {
-		*f = fold{blank: f.blank, byKey: map[string]int{}, scratch: f.scratch, state: f.state, key: f.key}
+		*f = fold{blank: f.blank, places: newPlaces(), names: f.names, scratch: f.scratch, state: f.state, key: f.key}
 		return
 	}
 	for _, b := range f.blocks {
 		clear(b)
 	}
-	clear(f.byKey)
+	f.places.reset()
 	clear(f.facts)
 	clear(f.leaving[:cap(f.leaving)])
 	f.logs.reset()
 	f.history.reset()
-	*f = fold{blank: f.blank, blocks: f.blocks, byKey: f.byKey, arena: f.arena, logs: f.logs, history: f.history, facts: f.facts[:0], unread: f.unread[:0],
+	*f = fold{blank: f.blank, blocks: f.blocks, places: f.places, names: f.names, arena: f.arena, logs: f.logs, history: f.history, facts: f.facts[:0], hashes: f.hashes[:0], unread: f.unread[:0],
 		leaving: f.leaving[:0], scratch: f.scratch, state: f.state, key: f.key}
 	f.arena.used = 0
 }
@@ -114,9 +121,36 @@ func (f *fold) memory() int {
 
 func (f *fold) entry(i int) *entry { return &f.blocks[i/blockEntries][i%blockEntries] }
 
-// add returns the index of a client's entry, and whether it is new.
-func (f *fold) add(key []byte) (i int, added bool) {
-	if i, ok := f.byKey[string(key)]; ok {
+// readAhead reads what the next records will need of the set, all at once: a processor waits for many such reads in the time of one, and they
+// are far apart.
+func (f *fold) readAhead(records []*kgo.Record) {
+	f.hashes = f.hashes[:0]
+	for _, r := range records {
+		f.hashes = append(f.hashes, f.places.hash(r.Key))
+	}
+	sum := int64(0)
+	for _, h := range f.hashes {
+		sum += int64(f.places.slots[f.places.first(h)].hash)
+	}
+	for _, h := range f.hashes {
+		s := f.places.slots[f.places.first(h)]
+		if s.entry == 0 || s.hash != uint32(h>>32) {
+			continue // or in one of the next places, and read when it is needed
+		}
+		e := f.entry(int(s.entry - 1))
+		sum += int64(e.key[0]) + e.row.Latest.Event
+		if len(e.row.State.Nodes) > 0 {
+			n := &e.row.State.Nodes[0]
+			sum += n.Conn.OpenedMS + n.TakeoverMS
+		}
+	}
+	f.ahead = sum
+}
+
+// add returns the index of the entry of a client with that hash, and whether it is new.
+func (f *fold) add(key []byte, hash uint64) (i int, added bool) {
+	i = f.places.find(hash, func(i int) bool { return f.entry(i).key == string(key) })
+	if i >= 0 {
 		return i, false
 	}
 	i = f.size
@@ -128,8 +162,21 @@ func (f *fold) add(key []byte) (i int, added bool) {
 	e.key = unsafe.String(unsafe.SliceData(k), len(k)) // never written again
 	e.before, e.published = emptyState, emptyState
 	e.row.Last.Version, e.row.Latest = noVersion, noVersion
-	f.byKey[e.key] = i
+	f.places.add(hash, i, func(i int) uint64 { return maphash.String(f.places.seed, f.entry(i).key) })
 	return i, true
+}
+
+// name returns the one copy of a node's name that all facts of the partition share: fewer are in memory, and equal ones are seen to be so without
+// a look at them.
+func (f *fold) name(node string) string {
+	if known, ok := f.names[node]; ok {
+		return known
+	}
+	if len(f.names) >= maxNames {
+		clear(f.names)
+	}
+	f.names[node] = node
+	return node
 }
 
 // sorted returns the entries in the order of their keys, which is the cheapest to write.
