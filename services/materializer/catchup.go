@@ -1,6 +1,7 @@
 package materializer
 
 import (
+	"context"
 	"runtime"
 	"time"
 )
@@ -26,6 +27,8 @@ const (
 	// maxOpen is how long a set stays open: after a crash it is folded again. For one who waits for an offset it is minOpen.
 	maxOpen = 5 * time.Second
 	minOpen = 200 * time.Millisecond
+	// turnPatience is how long a partition keeps its turn that waits for publication.
+	turnPatience = 30 * time.Second
 	// loadRows is the default of partition.loadRows.
 	loadRows = 4 << 10
 )
@@ -108,6 +111,21 @@ func (p *partition) endTurn() {
 		<-p.parts.turns
 		p.turn = false
 	}
+}
+
+// roomInTurn waits for room in the outbox. A turn that is of no use meanwhile, as when Kafka takes nothing, is given back after a while.
+func (p *partition) roomInTurn(ctx context.Context) error {
+	if p.turn {
+		patient, cancel := context.WithTimeout(ctx, p.turnPatience)
+		err := p.outbox.room(patient)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		p.endTurn()
+		p.waits = p.parts.turns
+	}
+	return p.outbox.room(ctx)
 }
 
 // reached reports whether a partition that has folded everything below an offset has caught up.

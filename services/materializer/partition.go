@@ -57,7 +57,9 @@ type partition struct {
 	// loadRows is from how many rows on a set of a partition that catches up is written as tables, which costs some synced writes.
 	// spillFrom is how many bytes of records its set has in memory.
 	loadRows, spillFrom int
-	turn                bool // it is among those that catch up, see turns
+	turn                bool  // it is among those that catch up, see turns
+	waits               turns // nil unless it waits for its turn; then nothing is folded
+	turnPatience        time.Duration
 	sweep               sweep
 	// indexing is when the building of the indexes began, zero if they are not being built.
 	indexing time.Time
@@ -87,7 +89,7 @@ type parts struct {
 func newPartition(id int32, ps *parts) *partition {
 	p := &partition{id: id, parts: ps, log: ps.log.With(service.KeyPartition, id), metrics: ps.metrics.partition()}
 	p.queue = newQueue(&p.progress, ps.fetcher.signal)
-	p.outbox, p.loadRows, p.spillFrom = newOutbox(), loadRows, spillOutbox
+	p.outbox, p.loadRows, p.spillFrom, p.turnPatience = newOutbox(), loadRows, spillOutbox, turnPatience
 	p.outbox.total = &ps.spilled
 	p.repairs = make(chan struct{}, 1)
 	p.stops = newStops()
@@ -219,11 +221,11 @@ func (p *partition) work(ctx context.Context) error {
 	// Whether a set that is open is due is also looked at while no records come.
 	looks := time.NewTicker(minOpen)
 	defer looks.Stop()
-	var wait turns // nil unless the partition waits for its turn
-	if p.far() {
-		wait = p.parts.turns
-	} else {
+	reading := !p.far()
+	if reading {
 		p.read()
+	} else {
+		p.waits = p.parts.turns
 	}
 	defer p.endTurn()
 	var records []*kgo.Record
@@ -236,14 +238,24 @@ func (p *partition) work(ctx context.Context) error {
 		if !p.sweep.active() && !p.expiry.active && !index || !p.folds.empty() {
 			idle = nil
 		}
+		ready := p.queue.ready
+		if p.waits != nil {
+			ready = nil
+		}
+		p.queue.stalled.Store(p.waits != nil)
 		var err error
 		select {
 		case <-ctx.Done():
 			return nil
-		case wait <- struct{}{}:
-			wait, p.turn = nil, true
-			p.read()
-		case <-p.queue.ready:
+		case p.waits <- struct{}{}:
+			p.waits, p.turn = nil, true
+			if p.queue.stalled.Store(false); reading {
+				p.parts.fetcher.nudge()
+			} else {
+				p.read()
+			}
+			reading = true
+		case <-ready:
 			limit := liveBatch
 			if !p.progress.read().ready {
 				limit = catchUpBatch
@@ -355,5 +367,5 @@ func (p *partition) room(ctx context.Context) error {
 		p.queue.stalled.Store(false)
 		p.parts.fetcher.nudge()
 	}()
-	return p.outbox.room(ctx)
+	return p.roomInTurn(ctx)
 }
