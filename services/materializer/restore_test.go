@@ -351,7 +351,7 @@ func TestRefusesForeignDisks(t *testing.T) {
 			dir := filled(t, l)
 			overwrite(t, dir, []byte{0x01}, []byte{99, 1, 'x'})
 			return dir
-		}, []string{"schema version 99", "start with an empty data-dir"}},
+		}, []string{"of another version of this program: its schema has version 99", "run the version that wrote it, or empty data-dir"}},
 		{"a store of the bridge", func(t *testing.T, l *log) string {
 			dir := t.TempDir()
 			overwrite(t, dir, []byte("spool"), []byte("x"))

@@ -183,8 +183,11 @@ func kindBounds(partition int32, kind byte, cluster string) (lower, upper []byte
 // ErrCorrupt is returned for bytes that no version of this package wrote.
 var ErrCorrupt = errors.New("corrupt store")
 
-// ErrIdentity is returned by Bind for a store of another Kafka cluster or topic, or of another schema.
-var ErrIdentity = errors.New("store belongs elsewhere")
+// ErrIdentity is returned by Bind for a store of another Kafka cluster or topic, ErrSchema for one that another version of this program has written.
+var (
+	ErrIdentity = errors.New("store belongs elsewhere")
+	ErrSchema   = errors.New("store is of another version of this program")
+)
 
 // Identity names the log that a store was folded from.
 type Identity struct {
@@ -209,7 +212,8 @@ func (i Identity) append(dst []byte) []byte {
 func decodeIdentity(b []byte) (Identity, error) {
 	r := reader{b: b}
 	if v := r.uvarint(); r.bad || v != schemaVersion {
-		return Identity{}, fmt.Errorf("%w: it has schema version %d, this program reads %d: start with an empty data-dir, which is filled from Kafka", ErrIdentity, v, schemaVersion)
+		return Identity{}, fmt.Errorf("%w: its schema has version %d, this program reads %d: run the version that wrote it, or empty data-dir, which is then filled from Kafka: "+
+			"one replica after the other, so that queries are answered meanwhile", ErrSchema, v, schemaVersion)
 	}
 	var i Identity
 	i.KafkaCluster = string(r.bytes(r.length()))

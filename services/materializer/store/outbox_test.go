@@ -192,7 +192,7 @@ func TestFormerSchemaIsRefused(t *testing.T) {
 	if err := s.db.Set([]byte{kindSchema}, value, pebble.NoSync); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Bind(id); !errors.Is(err, ErrIdentity) {
-		t.Errorf("bind: %v, want ErrIdentity", err)
+	if err := s.Bind(id); !errors.Is(err, ErrSchema) || errors.Is(err, ErrIdentity) {
+		t.Errorf("bind: %v, want ErrSchema", err)
 	}
 }

@@ -131,7 +131,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Bind ties an empty store to an identity, and refuses one that is bound to another. The error wraps ErrIdentity.
+// Bind ties an empty store to an identity, and refuses one that is bound to another. The error wraps ErrIdentity or ErrSchema.
 func (s *Store) Bind(id Identity) error {
 	if id.Partitions > maxPartition+1 {
 		return fmt.Errorf("%w: %d partitions, a store can hold %d", ErrIdentity, id.Partitions, maxPartition+1)
