@@ -30,6 +30,7 @@ func (p *partition) toIndex() bool {
 	}
 	if p.indexing.IsZero() {
 		p.indexing = time.Now()
+		p.building.Store(0)
 	}
 	return true
 }
@@ -38,6 +39,7 @@ func (p *partition) toIndex() bool {
 func (p *partition) indexChunk(rows int) error {
 	table := p.parts.nodes.table()
 	if err := p.indexes.Build(rows, func(client []byte, r *store.Row) bool {
+		p.building.Add(1)
 		// A row that was written before there were indexes may not have the latest since.
 		v := presence.Status(&r.State, table.cluster(clusterOf(client)), p.allowanceMS())
 		return !changes(&r.Last, &v) && amend(&r.Last, &v)

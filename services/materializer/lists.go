@@ -3,11 +3,15 @@ package materializer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mqtt-presence/presence/libs/eventlog"
 	"github.com/mqtt-presence/presence/libs/presence"
@@ -24,6 +28,9 @@ const (
 	maxListedBytes = 16 << 20
 	// lookEvery is how many rows are looked at between two looks whether the caller is still there.
 	lookEvery = 1 << 9
+	// reasonIndexes is the ErrorInfo reason of a list that needs indexes which are being built, indexesRetry when to ask again.
+	reasonIndexes = "INDEXES_BUILDING"
+	indexesRetry  = 10 * time.Second
 )
 
 // ListStates returns the next clients of a cluster that a filter selects, with statuses computed from the rows and the node table as they are
@@ -31,8 +38,8 @@ const (
 // are looked through. A list by since needs the indexes; what a change of nodes moved is missing in it until a sweep has come by, and exact
 // is false until then.
 //
-// Errors are gRPC statuses: InvalidArgument names the field, Unavailable is of a list by since over a partition whose indexes are being
-// built, Internal of a store that cannot be read.
+// Errors are gRPC statuses: InvalidArgument names the field, Unavailable with ErrorInfo reason INDEXES_BUILDING is of a list by since over a partition
+// whose indexes are being built, Internal of a store that cannot be read.
 func (m *Materializer) ListStates(ctx context.Context, req *presencev1.ListStatesRequest) (_ *presencev1.ListStatesResponse, err error) {
 	if err := checkList(req); err != nil {
 		return nil, err
@@ -49,7 +56,7 @@ func (m *Materializer) ListStates(ctx context.Context, req *presencev1.ListState
 	l.bySince = req.SinceFromMs != nil || req.SinceBeforeMs != nil
 	for _, id := range o.ids {
 		if l.bySince && !o.indexed[id] {
-			return nil, status.Errorf(codes.Unavailable, "the indexes of partition %d are being built: try again, or list without since_from and since_before", id)
+			return nil, o.notIndexed(id)
 		}
 	}
 	if len(o.ids) == 0 {
@@ -64,6 +71,22 @@ func (m *Materializer) ListStates(ctx context.Context, req *presencev1.ListState
 		}
 	}
 	return resp, nil
+}
+
+// notIndexed says how far the indexes of a partition are.
+func (o *over) notIndexed(id int32) error {
+	f, far := o.fresh[id], ""
+	if f.ready {
+		far = fmt.Sprintf("are being built, and have %d clients so far", o.parts[id].building.Load())
+	} else {
+		far = fmt.Sprintf("are built once it has caught up, and it is %d records behind", f.end-f.next)
+	}
+	s := status.Newf(codes.Unavailable, "the indexes of partition %d %s: ask again later, or list without since_from and since_before", id, far)
+	detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: reasonIndexes, Domain: errorDomain}, &errdetails.RetryInfo{RetryDelay: durationpb.New(indexesRetry)})
+	if err != nil {
+		return s.Err()
+	}
+	return detailed.Err()
 }
 
 // storeError is the status of a read that failed.

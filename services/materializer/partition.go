@@ -45,6 +45,7 @@ type partition struct {
 
 	progress progress
 	indexed  atomic.Bool   // the indexes are what the rows say
+	building atomic.Int64  // how many rows are in indexes that are being built
 	repairs  chan struct{} // holds the wish that they be built anew
 	ended    atomic.Bool   // run has returned: what is read stands still
 	stops    *stops

@@ -19,6 +19,8 @@ const (
 	errorDomain = "presence"
 	// reasonMinOffset is the ErrorInfo reason of a read that did not see its own event in time.
 	reasonMinOffset = "MIN_OFFSET_NOT_REACHED"
+	// reasonIndexes is that of a list that needs indexes which its owner is building.
+	reasonIndexes = "INDEXES_BUILDING"
 	// retryDelay is how long a caller should wait where nothing tells better.
 	retryDelay = time.Second
 )
@@ -60,6 +62,12 @@ func isMinOffset(err error) bool {
 		}
 	}
 	return false
+}
+
+// isIndexes reports whether err says that indexes are being built: the owner is well, and to wait for it is no use.
+func isIndexes(err error) bool {
+	info := errorInfo(err)
+	return info != nil && info.GetReason() == reasonIndexes
 }
 
 // retryAfter returns the delay that the error asks for, 0 if none.

@@ -116,6 +116,9 @@ func NewRouter(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Router
 			return 0
 		}),
 	}
+	for _, first := range []string{"own", "other", "none"} {
+		r.metrics.hedges.WithLabelValues(first)
+	}
 	if err := register(reg, r.metrics.refreshes, r.metrics.calls, r.metrics.hedges, r.metrics.unowned, r.metrics.age); err != nil {
 		return nil, err
 	}

@@ -4,14 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mqtt-presence/presence/libs/eventlog/eventlogtest"
 	"github.com/mqtt-presence/presence/libs/presence"
@@ -237,5 +242,60 @@ func TestRouterAsksForHistory(t *testing.T) {
 	answer, err := s.rpc.ListSessions(as(t, "read"), &presencev1.ListSessionsRequest{ClientId: "dev1"})
 	if err != nil || len(answer.GetSessions()) != 2 || answer.GetSessions()[1].GetEnd() != "stated" {
 		t.Errorf("%v, %v", answer, err)
+	}
+}
+
+// building is a StateService whose indexes are being built.
+type building struct{ *readertest.Fake }
+
+func (building) ListStates(context.Context, *presencev1.ListStatesRequest) (*presencev1.ListStatesResponse, error) {
+	s, err := status.New(codes.Unavailable, "the indexes of partition 0 are being built").
+		WithDetails(&errdetails.ErrorInfo{Reason: "INDEXES_BUILDING", Domain: "presence"}, &errdetails.RetryInfo{RetryDelay: durationpb.New(10 * time.Second)})
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.Err()
+}
+
+// An owner that builds its indexes says so at once, and is not passed over for what it can do. Another replica that has them answers.
+func TestRouterSaysThatIndexesAreBuilt(t *testing.T) {
+	kafka := startKafka(t)
+	ids, facts := devices(20)
+	f := readertest.NewFake(kafka.Partitions)
+	a := joinAs(t, kafka, "a", f, building{f})
+	b := join(t, kafka, "b")
+	for _, f := range []*readertest.Fake{a.Fake, b.Fake} {
+		f.ApplyNodes(readertest.Healthy()...)
+		f.Apply(facts...)
+	}
+	settled(t, a)
+	settled(t, b)
+	alone, both := startRouter(t, kafka, "a"), startRouter(t, kafka, "a", "b")
+	ready(t, alone)
+	ready(t, both)
+	s := serve(t, testConfig(t), alone)
+	began := time.Now()
+	r := s.do("GET", "/v1/clients?since_from=2025-01-01T00:00:00Z", "read", "")
+	if took := time.Since(began); r.status != http.StatusServiceUnavailable || r.header.Get("Retry-After") != "10" || !strings.Contains(r.body, "indexes") || took > 3*time.Second {
+		t.Errorf("after %v: %d, %s, %v", took, r.status, r.body, r.header)
+	}
+	if err := checkAll(t, alone, ids); err != nil {
+		t.Error(err)
+	}
+	if got, err := listed(t, both); err != nil || len(got) != len(ids) {
+		t.Errorf("%d clients, %v", len(got), err)
+	}
+}
+
+// What an alert is made of is there before it happens the first time.
+func TestHedgesAreCountedFromTheStart(t *testing.T) {
+	_, cfg := eventlogtest.NewCluster(t)
+	config, reg := query.DefaultConfig(), newRegistry()
+	config.Config, config.Replicas = cfg, []string{"a"}
+	if _, err := query.NewRouter(config, discardLog(), reg); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := testutil.GatherAndCount(reg, "presence_query_hedged_calls_total"); n != 3 || err != nil {
+		t.Errorf("%d series, %v", n, err)
 	}
 }

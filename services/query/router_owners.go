@@ -184,6 +184,10 @@ func (w *asking[A]) settle(ctx context.Context, table *routing, c *ownerCall, fa
 		return outcome[A]{final: err}
 	case err != nil:
 		out := w.askAll(ctx, table, c.items, failed.with(c.addr, -1))
+		if isIndexes(err) && !out.complete() {
+			// No other replica has them: it takes longer than the request may.
+			return outcome[A]{final: err}
+		}
 		if out.err == nil {
 			out.err = fmt.Errorf("ask %s: %w", c.addr, err)
 		}
@@ -288,7 +292,7 @@ func (w *asking[A]) call(ctx context.Context, c *ownerCall) (answer A, err error
 	}
 	code := status.Code(err)
 	w.router.metrics.calls.WithLabelValues(code.String()).Inc()
-	if code == codes.Unavailable {
+	if code == codes.Unavailable && !isIndexes(err) {
 		w.router.standings.suspect(c.addr)
 	}
 	return answer, err
