@@ -300,7 +300,7 @@ func checkFinal(t *testing.T, ledger *chaos.Ledger, final []chaos.Answer, online
 		a := &final[i]
 		v := ledger.Final(a.Client)
 		if a.Status != v.Status.String() || a.Reason != v.Reason.String() || a.Belief != v.Belief.String() {
-			wrong = append(wrong, fmt.Sprintf("the fold of all facts is %s (%s): %s", v.Status, v.Reason, a))
+			wrong = append(wrong, fmt.Sprintf("the fold of all facts is %s (%s): %s\n%s", v.Status, v.Reason, a, ledger.Client(a.Client)))
 		}
 		switch {
 		case a.Stale:
@@ -308,7 +308,7 @@ func checkFinal(t *testing.T, ledger *chaos.Ledger, final []chaos.Answer, online
 		case a.Status == "unknown":
 			unknown[fmt.Sprintf("%s, belief right: %t", a.Reason, (a.Belief == "online") == online[a.Client])]++
 		case (a.Status == "online") != online[a.Client]:
-			wrong = append(wrong, fmt.Sprintf("the client's connection is alive: %t, and a confident answer is wrong: %s", online[a.Client], a))
+			wrong = append(wrong, fmt.Sprintf("the client's connection is alive: %t, and a confident answer is wrong: %s\n%s", online[a.Client], a, ledger.Client(a.Client)))
 		default:
 			confident++
 		}

@@ -66,6 +66,8 @@ func (n *NodeState) ending(t *Node) end {
 		}
 	case n.generationEnds(&e):
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
+	case e.beforeStartInItsSecond():
+		e.undecide(true)
 	case n.generationDoubtful(&e):
 		e.undecide(false)
 	}
@@ -109,6 +111,17 @@ func (n *NodeState) generationDoubtful(e *end) bool {
 		return e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS
 	}
 	return !e.fitsGeneration() && e.conn.ReceivedMS <= t.StartedReceivedMS+deliveryMS
+}
+
+// beforeStartInItsSecond reports whether the connection was received shortly before the node's generation began, though its stamp is not before that: stamps
+// of whole seconds do not tell what came first within one. Two bridges' clocks may differ by as much, so that it is not certain.
+func (e *end) beforeStartInItsSecond() bool {
+	const second = 1_000
+	t := e.nodeTable
+	if t == nil || t.StartedReceivedMS == 0 || e.state != open || !e.conn.Seen || t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS) {
+		return false
+	}
+	return e.conn.OpenedMS%second == 0 && t.StartedMS%second == 0 && e.conn.ReceivedMS <= t.StartedReceivedMS && e.conn.ReceivedMS+SettleMS >= t.StartedReceivedMS
 }
 
 // otherClosed reports whether another connection than the newest, by key, ended on its own.
