@@ -58,6 +58,8 @@ func measureBridge(ctx context.Context, cfg config, t *tools, dir string, report
 		return err
 	}
 	defer func() { err = errors.Join(err, k.stop()) }()
+	ctx, cancel := k.whileAlive(ctx)
+	defer cancel()
 	addr, err := freeAddr()
 	if err != nil {
 		return err

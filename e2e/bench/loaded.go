@@ -36,6 +36,8 @@ func measureLoaded(ctx context.Context, cfg config, t *tools, dir string, report
 		return err
 	}
 	defer func() { err = errors.Join(err, k.stop()) }()
+	ctx, cancel := k.whileAlive(ctx)
+	defer cancel()
 	s, err := startStack(ctx, filepath.Join(dir, "stack"), k.addr)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ type config struct {
 
 	Events     int           `conf:"events" usage:"client events of peers"`
 	Partitions int           `conf:"partitions" usage:"partitions of client-events where Kafka is a process"`
-	Repeat     int           `conf:"repeat" usage:"how often peers and bridge measure each of ours and each ceiling; the median counts"`
+	Repeat     int           `conf:"repeat" usage:"how often peers and bridge measure each of ours over JSON and each ceiling; the median counts"`
 	Sizes      []string      `conf:"sizes" usage:"numbers of clients of scale, ascending"`
 	WriteRates []string      `conf:"write-rates" usage:"facts per second that are written in loaded"`
 	Connects   int           `conf:"connects" usage:"clients that connect to each side of visible"`

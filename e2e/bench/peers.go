@@ -205,6 +205,8 @@ func openArena(ctx context.Context, cfg config, t *tools, dir string, past histo
 		return nil, err
 	}
 	report.progress("producing %d clients' events as %v", past.clients, past.format)
+	ctx, cancel := a.kafka.whileAlive(ctx)
+	defer cancel()
 	if a.past, err = past.produce(ctx, a.kafka.config(cfg.Partitions)); err != nil {
 		return nil, errors.Join(err, a.kafka.stop())
 	}
@@ -216,6 +218,7 @@ func measurePeers(ctx context.Context, cfg config, t *tools, dir string, report 
 	past := history{clients: cfg.Clients, events: cfg.Events}
 	streams, goka, err := peersOverJSON(ctx, cfg, t, filepath.Join(dir, "json"), past, report)
 	past.format = eventlog.Protobuf
+	cfg.Repeat = 1 // it is there to be seen beside JSON, and half of the time of this part would be its repetitions
 	return errors.Join(err, oursOverProtobuf(ctx, cfg, t, filepath.Join(dir, "protobuf"), past, report, streams, goka))
 }
 
@@ -225,6 +228,8 @@ func peersOverJSON(ctx context.Context, cfg config, t *tools, dir string, past h
 		return streams, goka, err
 	}
 	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	ctx, cancel := a.kafka.whileAlive(ctx)
+	defer cancel()
 	size, err := a.eventBytes()
 	if err != nil {
 		return streams, goka, err
@@ -284,6 +289,8 @@ func oursOverProtobuf(ctx context.Context, cfg config, t *tools, dir string, pas
 		return err
 	}
 	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	ctx, cancel := a.kafka.whileAlive(ctx)
+	defer cancel()
 	if _, err := a.eventBytes(); err != nil {
 		return err
 	}

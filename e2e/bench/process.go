@@ -120,10 +120,9 @@ func (p *process) alive() error {
 	}
 }
 
-// await asks until the answer is nil, or the child has ended. It asks seldom enough not to be a load of its own.
-func (p *process) await(ctx context.Context, what string, ready func(context.Context) error) error {
+// whileAlive returns a context that also ends when the child does: what needs it could wait for it in vain.
+func (p *process) whileAlive(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	go func() {
 		select {
 		case <-p.exited:
@@ -131,6 +130,13 @@ func (p *process) await(ctx context.Context, what string, ready func(context.Con
 		case <-ctx.Done():
 		}
 	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// await asks until the answer is nil, or the child has ended. It asks seldom enough not to be a load of its own.
+func (p *process) await(ctx context.Context, what string, ready func(context.Context) error) error {
+	ctx, cancel := p.whileAlive(ctx)
+	defer cancel()
 	if err := awaitEvery(ctx, processPoll, what, ready); err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os/exec"
 	"strings"
 	"testing"
@@ -100,5 +101,27 @@ func TestAnswer(t *testing.T) {
 	}
 	if _, err := r.answer(); err == nil {
 		t.Error("429 is an answer")
+	}
+}
+
+// TestWhileAlive sees that what needs a child ends with it.
+func TestWhileAlive(t *testing.T) {
+	t.Parallel()
+	p, err := startProcess("short", t.TempDir(), exec.Command("sh", "-c", "echo gone >&2; exit 3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := p.whileAlive(t.Context())
+	defer cancel()
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Minute):
+		t.Fatal("the child has ended, and its context has not")
+	}
+	if cause := context.Cause(ctx); !strings.Contains(cause.Error(), "gone") {
+		t.Errorf("the cause is %v", cause)
+	}
+	if err := p.kill(); err == nil {
+		t.Error("nobody says that the child had ended before")
 	}
 }

@@ -73,6 +73,8 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 		return g, err
 	}
 	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	ctx, cancel := a.kafka.whileAlive(ctx)
+	defer cancel()
 	g.clients = a.past.total()
 	if g.rebuilt, err = a.rebuild(ctx, fmt.Sprintf("rebuild-%d-clients", clients)); err != nil {
 		return g, err
@@ -83,8 +85,8 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 		return g, err
 	}
 	report.cost("  first pass", g.passed, g.clients)
-	// Each of these needs the first pass only.
-	if err = errors.Join(a.journal(), a.measureRestored(ctx, &g), a.measureState(ctx, state, &g)); err != nil {
+	// Each of these needs the first pass only. The disk has to hold one store that is not compacted at a time.
+	if err = errors.Join(a.journal(), a.measureState(ctx, state, &g), os.RemoveAll(state), a.measureRestored(ctx, &g)); err != nil {
 		return g, err
 	}
 	peak := max(g.rebuilt.peak, g.passed.peak, g.restored.peak, g.serving.peak)

@@ -50,6 +50,8 @@ func measureVisible(ctx context.Context, cfg config, t *tools, dir string, repor
 		return errors.Join(embedded, err)
 	}
 	defer func() { err = errors.Join(err, k.stop()) }()
+	ctx, cancel := k.whileAlive(ctx)
+	defer cancel()
 	return errors.Join(embedded, compareVisible(ctx, cfg, t, binaries[0], filepath.Join(dir, "real"), k.addr, "real Kafka", report))
 }
 
