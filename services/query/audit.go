@@ -137,15 +137,16 @@ func (a *audit) record(ctx context.Context, need permission, e audited) {
 	a.lines.WithLabelValues("written").Inc()
 }
 
-// bounded quotes what a caller wrote: ASCII in one line, whatever the log's format, and not longer than maxAuditText before it is quoted.
+// bounded returns what a caller wrote in ASCII, in one line, and not longer than maxAuditText before it is quoted, as in Go. It is quoted only where
+// it has to be, since the text format quotes once more: a text that begins with a quote is one that was quoted here.
 func bounded(text string) string {
-	if text == "" {
-		return ""
+	if len(text) > maxAuditText {
+		return strconv.QuoteToASCII(text[:maxAuditText]) + "..."
 	}
-	if len(text) <= maxAuditText {
-		return strconv.QuoteToASCII(text)
+	if quoted := strconv.QuoteToASCII(text); quoted[1:len(quoted)-1] != text {
+		return quoted
 	}
-	return strconv.QuoteToASCII(text[:maxAuditText]) + "..."
+	return text
 }
 
 func addressText(a netip.Addr) string {

@@ -65,7 +65,7 @@ func TestAuditLines(t *testing.T) {
 		t.Fatalf("%d lines: %s", len(lines), content)
 	}
 	for key, want := range map[string]any{
-		"account": `"ops"`, "address": "10.0.0.1", "transport": "rest", "call": "GetClient", "cluster": `"default"`, "client_id": `"dev1"`,
+		"account": "ops", "address": "10.0.0.1", "transport": "rest", "call": "GetClient", "cluster": "default", "client_id": "dev1",
 		"outcome": "denied", "code": "PermissionDenied", "reason": "permission", "level": "WARN",
 	} {
 		if lines[0][key] != want {
@@ -77,6 +77,22 @@ func TestAuditLines(t *testing.T) {
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file's mode: %v, %v", info.Mode(), err)
+	}
+}
+
+// What is said of a call can be read, and found with grep, in either format.
+func TestAuditQuotesOnce(t *testing.T) {
+	var out bytes.Buffer
+	a := newTestAudit(t, "", slog.New(slog.NewTextHandler(&out, nil)))
+	e := deniedCall
+	e.clientID = "a b"
+	a.record(t.Context(), permRead, e)
+	e.clientID = `"`
+	a.record(t.Context(), permRead, e)
+	for _, want := range []string{" account=ops ", " cluster=default ", ` client_id="a b" `, ` client_id="\"\\\"\"" `} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in %s", want, &out)
+		}
 	}
 }
 

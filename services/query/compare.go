@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -100,12 +101,17 @@ func oneReplica() error {
 
 // told is what a caller gets to see of why nothing was compared: no address of a machine that a transport's error names.
 func told(err error) string {
-	switch code := status.Code(err); code {
+	// Of an error that was wrapped, status.Convert would return the whole text, "rpc error" and all.
+	s := status.Convert(err)
+	if carrier := interface{ GRPCStatus() *status.Status }(nil); errors.As(err, &carrier) {
+		s = carrier.GRPCStatus()
+	}
+	switch s.Code() {
 	case codes.FailedPrecondition, codes.NotFound, codes.ResourceExhausted:
-		return status.Convert(err).Message()
+		return s.Message()
 	case codes.Unavailable:
-		if retryAfter(status.Convert(err)) > 0 {
-			return status.Convert(err).Message()
+		if retryAfter(s) > 0 {
+			return s.Message()
 		}
 		return "an owner of the partition does not answer"
 	case codes.DeadlineExceeded:

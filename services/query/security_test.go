@@ -544,11 +544,11 @@ func TestAuditOverBothTransports(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"account":"\"connect\"","address":"127.0.0.1","transport":"rest","call":"GetClient","cluster":"\"c1\"","client_id":"\"a\\nb\"","outcome":"denied","code":"PermissionDenied","reason":"permission"`,
-		`"account":"\"admin\"","address":"127.0.0.1","transport":"rest","call":"seed","client_id":"\"x\"","outcome":"denied","code":"Unauthenticated","reason":"wrong"`,
+		`"account":"connect","address":"127.0.0.1","transport":"rest","call":"GetClient","cluster":"c1","client_id":"\"a\\nb\"","outcome":"denied","code":"PermissionDenied","reason":"permission"`,
+		`"account":"admin","address":"127.0.0.1","transport":"rest","call":"seed","client_id":"x","outcome":"denied","code":"Unauthenticated","reason":"wrong"`,
 		`"account":"","address":"127.0.0.1","transport":"rest","call":"seed"`,
-		`"account":"\"admin\"","address":"127.0.0.1","transport":"rest","call":"DeleteClient","client_id":"\"gone\"","outcome":`,
-		`"transport":"grpc","call":"GetClient","cluster":"\"c2\"","client_id":"\"x\"","outcome":"denied"`,
+		`"account":"admin","address":"127.0.0.1","transport":"rest","call":"DeleteClient","client_id":"gone","outcome":`,
+		`"transport":"grpc","call":"GetClient","cluster":"c2","client_id":"x","outcome":"denied"`,
 	} {
 		if !strings.Contains(string(content), want) {
 			t.Errorf("no line has %s:\n%s", want, content)
