@@ -102,8 +102,8 @@ DATA-DIR is its --data-dir; at its start it prints the password and the file tha
 environment variables (--server is PRESENCECTL_SERVER) or by a context of the configuration file; flags win over the environment, and
 this over the context. Passwords and tokens come from a file, or from PRESENCECTL_PASSWORD and PRESENCECTL_TOKEN.
 
-Exit codes: 3 for every error, a wrong command line too. 'presencectl status' exits with 0 for online, 1 for offline, 2 for unknown;
-every other command with 0.`
+Exit codes: 3 for every error, a wrong command line too, and where 'compare-replicas' or 'check-indexes' find that something is wrong. 'presencectl
+status' exits with 0 for online, 1 for offline, 2 for unknown; every other command with 0.`
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{

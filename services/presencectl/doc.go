@@ -3,8 +3,8 @@
 //
 // # Guarantees
 //
-//   - [Main] exits with 3 on every error, of usage too. The command status exits with 0 for online, 1 for offline, 2 for unknown; every other
-//     command with 0.
+//   - [Main] exits with 3 on every error, of usage too, and where compare-replicas or check-indexes find that something is wrong. The command status
+//     exits with 0 for online, 1 for offline, 2 for unknown; every other command with 0.
 //   - Standard output holds answers only: a table, or with -o json one JSON object a line, as REST answers. What is said about an answer
 //     (that it is stale, that there are more pages, that a watch skipped something) goes to standard error.
 //   - What comes from brokers and clients, such as client IDs, cannot act on the terminal: in tables a text with bytes that do not print, or that

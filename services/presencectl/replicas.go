@@ -53,25 +53,35 @@ the permission admin.`,
 
 func (a *app) printComparisons(answer *presencev1.CompareReplicasResponse) error {
 	t := &table{header: []string{"PARTITION", "REPLICA", "REFERENCE", "OFFSET", "CLIENTS", "REFERENCE CLIENTS", "EQUAL"}}
-	var b strings.Builder
+	var differ, missing strings.Builder
 	for _, c := range answer.GetComparisons() {
 		row := []string{strconv.Itoa(int(c.GetPartition())), c.GetReplica(), c.GetReference()}
 		if c.GetError() != "" {
 			t.add(append(row, "", "", "", "not compared")...)
-			fmt.Fprintf(&b, "  partition %d: not compared: %s\n", c.GetPartition(), printable(c.GetError()))
+			fmt.Fprintf(&missing, "  partition %d, replica %s: %s\n", c.GetPartition(), cell(c.GetReplica()), printable(c.GetError()))
 			continue
 		}
 		t.add(append(row, strconv.FormatInt(c.GetOffset(), 10), strconv.FormatInt(c.GetClients(), 10), strconv.FormatInt(c.GetReferenceClients(), 10),
 			strconv.FormatBool(c.GetEqual()))...)
 		if d := c.GetFirstDifference(); d != nil {
-			fmt.Fprintf(&b, "  partition %d: client %s of cluster %s: %s in replica %s, %s in replica %s\n", c.GetPartition(), cell(d.GetClientId()), cell(d.GetCluster()),
+			fmt.Fprintf(&differ, "  partition %d: client %s of cluster %s: %s in replica %s, %s in replica %s\n", c.GetPartition(), cell(d.GetClientId()), cell(d.GetCluster()),
 				stateDigest(d.GetReferenceDigest()), cell(c.GetReference()), stateDigest(d.GetDigest()), cell(c.GetReplica()))
 		}
 	}
-	if b.Len() > 0 {
-		return a.printf("%s\nFirst difference of each partition:\n%s", t.render(a.coloured()), b.String())
+	if err := a.printTable(t); err != nil {
+		return err
 	}
-	return a.printTable(t)
+	for _, part := range []struct{ heading, lines string }{
+		{"First client that differs in each partition", differ.String()}, {"Not compared", missing.String()},
+	} {
+		if part.lines == "" {
+			continue
+		}
+		if err := a.printf("\n%s:\n%s", part.heading, part.lines); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stateDigest is how a client's state is told from another one.
