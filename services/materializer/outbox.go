@@ -21,6 +21,7 @@ type outbox struct {
 	spilled int           // stored, and what is to be pushed
 	total   *atomic.Int64 // spilled of all partitions
 	next    uint64        // sequence number of the next chunk
+	rushed  bool          // what there is need not wait for more
 	changed chan struct{} // closed at the next push or removal
 }
 
@@ -129,9 +130,17 @@ func (o *outbox) head(ctx context.Context, limit int) ([]store.Chunk, error) {
 	return head, err
 }
 
-// atLeast returns once there are n records, or half of what the outbox holds.
+// atLeast returns once there are n records, or half of what the outbox holds, or the outbox is rushed.
 func (o *outbox) atLeast(ctx context.Context, n int) error {
-	return o.wait(ctx, func() bool { return o.records >= n || o.bytes+o.stored >= maxOutbox/2 })
+	return o.wait(ctx, func() bool { return o.rushed || o.records >= n || o.bytes+o.stored >= maxOutbox/2 })
+}
+
+// rush has nothing wait for more any longer.
+func (o *outbox) rush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.rushed = true
+	o.announce()
 }
 
 // room returns once the outbox is well below its bound.

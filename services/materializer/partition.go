@@ -76,6 +76,7 @@ type parts struct {
 	nodes   *nodes
 	fetcher *fetcher
 	turns   turns
+	pace    pace
 	spilled atomic.Int64 // bytes of all partitions' outboxes that are in the store only, or will be
 	dead    *deadLetters
 	adm     *kadm.Client
@@ -320,6 +321,7 @@ var closed = func() chan struct{} {
 func (p *partition) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
+	p.outbox.rush()
 	err := p.flush()
 	if err == nil {
 		err = p.checkpoint(ctx)

@@ -22,10 +22,11 @@ const (
 	// publishInterval is the least time from the beginning of a transaction of a partition to the next, unless that is full. A transaction
 	// costs Kafka several synced writes whatever its size, at the expense of the facts that come in meanwhile; the first transition after a
 	// pause does not wait.
-	publishInterval = 100 * time.Millisecond
-	// publishShare is the part of its time that a partition spends in transactions that are not full: where they take long, as on a busy
-	// disk, they are fewer. publishMaxInterval bounds what that adds to the time until others see a transition.
-	publishShare       = 0.1
+	publishInterval = 200 * time.Millisecond
+	// publishShare is how many transactions that are not full all partitions together have under way at a time, on average: where transactions
+	// take long, as on a busy disk, or partitions are many, each has fewer. publishMaxInterval bounds what that adds to the time until others see
+	// a transition.
+	publishShare       = 0.5
 	publishMaxInterval = 2 * time.Second
 	// publishLinger lets record batches fill up. Nothing waits that long: the end of a transaction flushes.
 	publishLinger = time.Second
@@ -139,13 +140,31 @@ func (u *publisher) run(ctx context.Context) error {
 			}
 		}
 		u.p.metrics.published.Add(float64(len(u.records)))
-		due = began.Add(pause(time.Since(began)))
+		due = u.p.parts.pace.due(began, time.Since(began))
 	}
 }
 
-// pause is the time from the beginning of a transaction that took so long to the next.
-func pause(took time.Duration) time.Duration {
-	return min(max(publishInterval, time.Duration(float64(took)/publishShare)), publishMaxInterval)
+// pace is what the publishers of all partitions share of their time.
+type pace struct {
+	mu   sync.Mutex
+	busy time.Time // until when the transactions so far take up the share
+}
+
+// due returns when the next transaction of a partition is due after one that began and took so long.
+func (c *pace) due(began time.Time, took time.Duration) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first, last := began.Add(publishInterval), began.Add(publishMaxInterval)
+	if c.busy.Before(began) {
+		c.busy = began
+	}
+	if c.busy = c.busy.Add(time.Duration(float64(took) / publishShare)); c.busy.After(last) {
+		c.busy = last
+	}
+	if c.busy.Before(first) {
+		return first
+	}
+	return c.busy
 }
 
 // next returns what the next transaction publishes: whatever there is when it is due, or a full transaction before.
