@@ -60,7 +60,8 @@
 //
 // The working sets of the partitions that catch up, as many as there are processors but at most maxTurns, take workingBytes in all, as they count
 // themselves; a partition that begins less than farBehind records behind, or has caught up before, needs no turn and commits every take. A set is
-// committed after maxOpen at the latest, and holds back at most about maxOpenOutbox bytes from publication, also if one take would make more. A sweep
+// committed after maxOpen at the latest, and holds back at most about maxOpenOutbox bytes from publication in memory, also if one take would make more;
+// what it has beyond spillOutbox goes to disk, where all partitions have at most about maxSpilled bytes that wait for publication. A sweep
 // goes on between two commits.
 //
 // # Concurrency
