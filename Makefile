@@ -92,6 +92,11 @@ bench: bench-go ## Run the Go benchmarks, the load tool, and the comparisons of 
 	go run ./e2e/bench $(if $(BENCH_PAGE),--page $(BENCH_PAGE)) $(BENCH_ARGS)
 bench-go: ## Run the Go benchmarks of all modules, with allocation counts.
 	go test -tags $(TEST_TAGS) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) work
+# The compiler takes default.pgo from beside the main package. The path of the program that was profiled is of one machine, and goes.
+.PHONY: pgo
+pgo: ## Profile the fold anew for the build of the materializer (its default.pgo; alone on the machine).
+	CGO_ENABLED=0 go test -trimpath -tags $(TEST_TAGS) -run '^$$' -bench '^BenchmarkRebuild$$' -benchtime 4x -o "$(BIN)/fold.test" -cpuprofile "$(BIN)/fold.pprof" ./services/materializer
+	gzip -dc "$(BIN)/fold.pprof" | perl -pe 's{\Q$(BIN)\E/fold\.test}{"-" x length($$&)}ge' | gzip -9n > services/materializer/cmd/materializer/default.pgo
 # The baselines are a module of their own, so that no other module depends on what they need.
 bench-peers: ## Check the Goka baseline, which the workspace does not hold.
 	cd e2e/peers && GOWORK=off go vet ./...

@@ -13,7 +13,7 @@ import (
 // published, so that it does not bound the set.
 const (
 	// workingBytes bounds the working sets of all partitions that catch up. What a set is written from, and its indexes, take as much again at most.
-	workingBytes = 256 << 20
+	workingBytes = 384 << 20
 	// maxTurns is how many partitions catch up at a time on a machine with as many processors.
 	maxTurns = 4
 	// farBehind is from how many records on a partition needs a turn.
