@@ -95,7 +95,9 @@ bench-go: ## Run the Go benchmarks of all modules, with allocation counts.
 # The compiler takes default.pgo from beside the main package. The path of the program that was profiled is of one machine, and goes.
 .PHONY: pgo
 pgo: ## Profile the fold anew for the build of the materializer (its default.pgo; alone on the machine).
-	CGO_ENABLED=0 go test -trimpath -tags $(TEST_TAGS) -run '^$$' -bench '^BenchmarkRebuild$$' -benchtime 4x -o "$(BIN)/fold.test" -cpuprofile "$(BIN)/fold.pprof" ./services/materializer
+	mkdir -p "$(BIN)"
+	CGO_ENABLED=0 go test -trimpath -tags $(TEST_TAGS) -c -o "$(BIN)/fold.test" ./services/materializer
+	cd services/materializer && "$(BIN)/fold.test" -test.run '^$$' -test.bench '^BenchmarkRebuild$$' -test.benchtime 4x -test.cpuprofile "$(BIN)/fold.pprof"
 	gzip -dc "$(BIN)/fold.pprof" | perl -pe 's{\Q$(BIN)\E/fold\.test}{"-" x length($$&)}ge' | gzip -9n > services/materializer/cmd/materializer/default.pgo
 # The baselines are a module of their own, so that no other module depends on what they need.
 bench-peers: ## Check the Goka baseline, which the workspace does not hold.

@@ -310,7 +310,7 @@ func (c *visitors) checkLog(t *testing.T, h *history) logged {
 	return l
 }
 
-// settled waits until the latest node facts say that nothing is missing.
+// whole waits until the latest node facts say that nothing is missing.
 func (l logged) whole(t *testing.T) {
 	t.Helper()
 	servicetest.Eventually(t, bridgesPatience, func() error {

@@ -66,7 +66,7 @@ func (n *NodeState) ending(t *Node) end {
 		}
 	case n.generationEnds(&e):
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
-	case e.beforeStartInItsSecond():
+	case e.receivedBeforeStart():
 		e.undecide(true)
 	case n.generationDoubtful(&e):
 		e.undecide(false)
@@ -113,9 +113,10 @@ func (n *NodeState) generationDoubtful(e *end) bool {
 	return !e.fitsGeneration() && e.conn.ReceivedMS <= t.StartedReceivedMS+deliveryMS
 }
 
-// beforeStartInItsSecond reports whether the connection was received shortly before the node's generation began, though its stamp is not before that: stamps
-// of whole seconds do not tell what came first within one. Two bridges' clocks may differ by as much, so that it is not certain.
-func (e *end) beforeStartInItsSecond() bool {
+// receivedBeforeStart reports whether the connection was received shortly before the node's generation began, though its stamp is not before that: stamps
+// of whole seconds do not tell what came first within one, and the start is early by a second or two where it is computed from such stamps. Two bridges'
+// clocks may differ by as much, so that it is not certain.
+func (e *end) receivedBeforeStart() bool {
 	const second = 1_000
 	t := e.nodeTable
 	if t == nil || t.StartedReceivedMS == 0 || e.state != open || !e.conn.Seen || t.setBackOver(e.conn.OpenedMS) || t.setBackOver(t.StartedMS) {

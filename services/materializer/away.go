@@ -129,7 +129,7 @@ func (o *owners) membershipInterrupted(err error) {
 func (o *owners) undisturbed() bool {
 	ids, joined := o.assigned()
 	owned := o.m.owned()
-	return joined && !slices.ContainsFunc(ids, func(id int32) bool { return owned[id] != nil && owned[id].ended.Load() })
+	return joined && !slices.ContainsFunc(ids, func(id int32) bool { p := owned[id]; return p == nil || p.ended.Load() })
 }
 
 // askKafka sees to the topics and asks which logs they are, once.

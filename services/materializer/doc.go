@@ -45,7 +45,8 @@
 //   - Indexes are written with the rows if the first batch of a partition without rows is also the one that catches up. Else they are built once
 //     the partition has caught up, and when CheckStore found that they are not what the rows say and was to repair them.
 //   - An answer about a client is what the facts below the applied offset that it states make, and the node facts below its node-events offset, no
-//     more and no less. So is each entry of a batch or a list, for the offsets of its partition.
+//     more and no less. So is each entry of a batch or a list, for the offsets of its partition, unless that catches up, which it says: then rows may be
+//     ahead of the offset.
 //   - A Kafka that does not answer, restarts, elects leaders or has too few replicas ends nothing, at the start or later: what failed is tried again. What ends
 //     Run is what a person must mend (eventlog.Permanent, lost facts, the store), and a membership that another process takes again and again.
 //   - A partition that was lost is read as it was until it is acquired again, or the group has given it to another. Its answers say how old they are.

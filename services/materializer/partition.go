@@ -274,6 +274,7 @@ func (p *partition) work(ctx context.Context) error {
 			if err = p.flush(); err == nil {
 				err = p.indexes.Invalidate()
 			}
+			p.indexing = time.Time{} // it begins anew
 		case <-p.stops.wake:
 		case <-table.replaced:
 		case <-idle:
@@ -295,6 +296,7 @@ func (p *partition) work(ctx context.Context) error {
 func (p *partition) afterCommit(ctx context.Context, index bool) (err error) {
 	if p.progress.read().ready {
 		p.endTurn()
+		p.waits = nil // it may have caught up with what it held when it gave its turn back
 	}
 	p.makeStops()
 	if p.sweep.active() {

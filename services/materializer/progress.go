@@ -70,10 +70,17 @@ func (p *progress) advance(next, appliedMS int64) {
 	}
 }
 
+// setBackMS is by how much a report is earlier than the one before only where this machine's clock was set back.
+const setBackMS = 5_000
+
 // sawEnd notes an end offset that Kafka reported. Reports may overtake one another; the largest counts.
 func (p *progress) sawEnd(end, nowMS int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if nowMS < p.endMS-setBackMS {
+		// What was noted in a future that will not come for long would hide how old the latest report is.
+		p.endMS, p.caught = nowMS, min(p.caught, nowMS)
+	}
 	p.end, p.endMS = max(p.end, end), max(p.endMS, nowMS)
 	p.noteCaughtUp()
 }

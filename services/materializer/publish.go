@@ -23,8 +23,8 @@ const (
 	// costs Kafka several synced writes whatever its size, at the expense of the facts that come in meanwhile; the first transition after a
 	// pause does not wait.
 	publishInterval = 200 * time.Millisecond
-	// publishShare is how many transactions that are not full all partitions together have under way at a time, on average: where transactions
-	// take long, as on a busy disk, or partitions are many, each has fewer. publishMaxInterval bounds what that adds to the time until others see
+	// publishShare is how many transactions all partitions together have under way at a time, on average, apart from full ones, which wait for
+	// nothing: where transactions take long, as on a busy disk, or partitions are many, each has fewer. publishMaxInterval bounds what that adds to the time until others see
 	// a transition.
 	publishShare       = 0.5
 	publishMaxInterval = 2 * time.Second
@@ -110,7 +110,7 @@ func (u *publisher) close() { u.client.Close() }
 func (u *publisher) run(ctx context.Context) error {
 	due := time.Now()
 	for {
-		chunks, err := u.next(ctx, due)
+		chunks, full, err := u.next(ctx, due)
 		if err != nil {
 			return nil
 		}
@@ -140,7 +140,9 @@ func (u *publisher) run(ctx context.Context) error {
 			}
 		}
 		u.p.metrics.published.Add(float64(len(u.records)))
-		due = u.p.parts.pace.due(began, time.Since(began))
+		if due = began.Add(publishInterval); !full {
+			due = u.p.parts.pace.due(began, time.Since(began))
+		}
 	}
 }
 
@@ -168,16 +170,18 @@ func (c *pace) due(began time.Time, took time.Duration) time.Time {
 }
 
 // next returns what the next transaction publishes: whatever there is when it is due, or a full transaction before.
-func (u *publisher) next(ctx context.Context, due time.Time) ([]store.Chunk, error) {
+func (u *publisher) next(ctx context.Context, due time.Time) (chunks []store.Chunk, full bool, err error) {
 	if _, err := u.p.outbox.head(ctx, 1); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	early, cancel := context.WithDeadline(ctx, due)
 	defer cancel()
-	if err := u.p.outbox.atLeast(early, maxTransaction); err != nil && ctx.Err() != nil {
-		return nil, ctx.Err()
+	full = u.p.outbox.atLeast(early, maxTransaction) == nil
+	if ctx.Err() != nil {
+		return nil, false, ctx.Err()
 	}
-	return u.p.outbox.head(ctx, maxTransaction)
+	chunks, err = u.p.outbox.head(ctx, maxTransaction)
+	return chunks, full, err
 }
 
 // load makes records of chunks.

@@ -130,6 +130,7 @@ func TestTwoReplicasThatPublish(t *testing.T) {
 		}
 		go func() { ended <- m.Run(ctx) }()
 	}
+	deadline := time.After(patience)
 	for i := int64(0); ; i++ {
 		// What is to be published tells a publisher that it is one no more.
 		for _, id := range []string{"a", "b", "c", "d"} {
@@ -146,6 +147,8 @@ func TestTwoReplicasThatPublish(t *testing.T) {
 			cancel()
 			<-ended
 			return
+		case <-deadline:
+			t.Fatal("both go on")
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

@@ -185,7 +185,7 @@ func (w *asking[A]) settle(ctx context.Context, table *routing, c *ownerCall, fa
 	case err != nil:
 		out := w.askAll(ctx, table, c.items, failed.with(c.addr, -1))
 		if isIndexes(err) && !out.complete() {
-			// No other replica has them: it takes longer than the request may.
+			// No other replica answers instead, or it builds them too: it takes longer than the request may.
 			return outcome[A]{final: err}
 		}
 		if out.err == nil {

@@ -3,9 +3,7 @@ package kafka
 import (
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -20,6 +18,8 @@ import (
 const (
 	// maxUnsent is how many responses of a connection may wait: beyond that its next request is not taken.
 	maxUnsent = 16
+	// maxAsked is more requests than the broker takes of a connection at a time: the older ones wanted no response.
+	maxAsked = 16
 	// headBytes is how much of a request is looked at; a fetch whose client has a longer name waits for more than it needs.
 	headBytes = 512
 	// readUncommitted is the isolation level of a fetch that sees records before their transaction has ended.
@@ -27,7 +27,8 @@ const (
 )
 
 // durable is a connection whose responses are sent once what they tell of is on disk, in the order in which they were written. The broker, which
-// would not take the next request of a connection while it writes a response, need not wait for that.
+// would not take the next request of a connection while it writes a response, need not wait for that, except for a look at the folder of partitions, and
+// where maxUnsent wait.
 type durable struct {
 	net.Conn
 	syncer *syncer
@@ -60,6 +61,9 @@ func (d *durable) Read(b []byte) (int, error) {
 	d.heads.read(b[:n], func(head []byte) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		if len(d.asked) == maxAsked {
+			d.asked = append(d.asked[:0], d.asked[1:]...)
+		}
 		d.asked = append(d.asked, parseRequest(head))
 	})
 	return n, err
@@ -280,7 +284,7 @@ func (t *topics) name(id [16]byte) (string, bool) {
 
 func (t *topics) read() (map[[16]byte]string, error) {
 	b, err := os.ReadFile(t.path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return nil, err
 	}
 	var file struct {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -68,6 +70,14 @@ func open(cfg Config, log *slog.Logger, s *syncer) (*Kafka, error) {
 	)
 	if err != nil {
 		return nil, fmt.Errorf("open the embedded kafka in %s at %s: %w", cfg.Dir, cfg.Addr, err)
+	}
+	// The folder of partitions is on disk before the first of them is: who waits for a partition does not wait for the folder's own name.
+	if err = os.MkdirAll(filepath.Join(cfg.Dir, partitionsDir), 0o755); err == nil {
+		err = k.syncer.wait()
+	}
+	if err != nil {
+		k.once.Do(k.cluster.Close)
+		return nil, fmt.Errorf("open the embedded kafka in %s: %w", cfg.Dir, err)
 	}
 	return k, nil
 }

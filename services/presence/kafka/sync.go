@@ -225,7 +225,7 @@ func lastSegment(names []string) []string {
 func (f *folder) look() (changed []string, err error) {
 	info, err := os.Stat(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		f.known, f.modified, f.files, f.watched, f.folders = false, time.Time{}, map[string]fs.FileInfo{}, nil, nil
+		f.gone()
 		return nil, nil
 	}
 	if err != nil {
@@ -253,9 +253,18 @@ func (f *folder) look() (changed []string, err error) {
 	return changed, nil
 }
 
+// gone notes that it is not there: a topic was deleted, or the broker has written nothing yet.
+func (f *folder) gone() {
+	f.known, f.modified, f.files, f.watched, f.folders = false, time.Time{}, map[string]fs.FileInfo{}, nil, nil
+}
+
 // list looks at all files.
 func (f *folder) list() (changed []string, err error) {
 	entries, err := os.ReadDir(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		f.gone()
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
