@@ -64,8 +64,8 @@ func (r *oneReplica) start() {
 	servicetest.Eventually(r.t, replicaPatience, func() error { return m.Ready(context.Background()) })
 }
 
-// Replicas that fold the same facts in batches of their own, one of which is restarted, and one restored from client-state, are found equal, while
-// facts flow and afterwards. A row that is damaged on one's disk is named.
+// Replicas that fold the same facts in batches of their own, one of which is restarted, filled from client-state and from a
+// backup, are found equal, while facts flow and afterwards. A row that is damaged on one's disk is named.
 func TestReplicasAreCompared(t *testing.T) {
 	_, kafka := eventlogtest.NewCluster(t)
 	eventlogtest.Ensure(t, kafka)
@@ -128,13 +128,15 @@ func TestReplicasAreCompared(t *testing.T) {
 		}
 	})
 	servicetest.Eventually(t, replicaPatience, func() error { return router.Ready(t.Context()) })
-	compare := func(args ...string) (string, int) {
+	ctl := func(args ...string) (string, int) {
 		var out bytes.Buffer
 		code := presencectl.Main(t.Context(), presencectl.Process{
-			Args:    append([]string{"compare-replicas", "--server", service.GRPCAddr().String(), "--user", "root"}, args...),
-			Environ: []string{"PRESENCECTL_PASSWORD=correct horse", "HOME=" + t.TempDir()}, In: strings.NewReader(""), Out: &out, Err: &out,
+			Args: append(args, "--user", "root"), Environ: []string{"PRESENCECTL_PASSWORD=correct horse", "HOME=" + t.TempDir()}, In: strings.NewReader(""), Out: &out, Err: &out,
 		})
 		return out.String(), code
+	}
+	compare := func(args ...string) (string, int) {
+		return ctl(append([]string{"compare-replicas", "--server", service.GRPCAddr().String()}, args...)...)
 	}
 	equal := func(when string) {
 		t.Helper()
@@ -171,6 +173,21 @@ func TestReplicasAreCompared(t *testing.T) {
 	must(t, os.RemoveAll(b.cfg.DataDir))
 	b.start()
 	equal("one restored")
+
+	// So is one from a backup, which goes on from there.
+	backup := filepath.Join(t.TempDir(), "b.tar")
+	if out, code := ctl("backup", backup, "--materializer", b.cfg.StateAddr); code != 0 {
+		t.Fatalf("backup: exit code %d\n%s", code, out)
+	}
+	b.stop()
+	must(t, os.RemoveAll(b.cfg.DataDir))
+	if out, code := ctl("restore", backup, "--data-dir", b.cfg.DataDir); code != 0 {
+		t.Fatalf("restore: exit code %d\n%s", code, out)
+	}
+	fact(presence.Opened, "after the backup", 7*day, 7*day)
+	must(t, client.Flush(t.Context()))
+	b.start()
+	equal("one from a backup")
 
 	b.stop()
 	damaged := damage(t, b.cfg.DataDir, "default/dev391")

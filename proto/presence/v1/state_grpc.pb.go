@@ -38,6 +38,7 @@ type StateServiceClient interface {
 	// FAILED_PRECONDITION with ErrorInfo reason MIN_OFFSET_NOT_REACHED when min_offset was not applied within the caller's deadline.
 	GetStates(ctx context.Context, in *GetStatesRequest, opts ...grpc.CallOption) (*GetStatesResponse, error)
 	// ListStates returns the next clients of a cluster that a filter selects, over the given partitions. It looks at a bounded number of rows.
+	// UNAVAILABLE with ErrorInfo reason INDEXES_BUILDING and RetryInfo when a list by since needs indexes that are being built.
 	ListStates(ctx context.Context, in *ListStatesRequest, opts ...grpc.CallOption) (*ListStatesResponse, error)
 	// GetCounts returns the counters of the given partitions.
 	GetCounts(ctx context.Context, in *GetCountsRequest, opts ...grpc.CallOption) (*GetCountsResponse, error)
@@ -161,6 +162,7 @@ type StateServiceServer interface {
 	// FAILED_PRECONDITION with ErrorInfo reason MIN_OFFSET_NOT_REACHED when min_offset was not applied within the caller's deadline.
 	GetStates(context.Context, *GetStatesRequest) (*GetStatesResponse, error)
 	// ListStates returns the next clients of a cluster that a filter selects, over the given partitions. It looks at a bounded number of rows.
+	// UNAVAILABLE with ErrorInfo reason INDEXES_BUILDING and RetryInfo when a list by since needs indexes that are being built.
 	ListStates(context.Context, *ListStatesRequest) (*ListStatesResponse, error)
 	// GetCounts returns the counters of the given partitions.
 	GetCounts(context.Context, *GetCountsRequest) (*GetCountsResponse, error)
