@@ -112,18 +112,51 @@ func (b *bridgeProcess) spooled(ctx context.Context) (int, error) { return spool
 
 // spooledAt returns how many records are in the spool of the bridge with an admin address.
 func spooledAt(ctx context.Context, addr string) (int, error) {
-	const name = "presence_bridge_spool_records "
+	return bridgeMetric(ctx, addr, "presence_bridge_spool_records")
+}
+
+// bridgeMetric returns the sum of the samples of a metric of the bridge with an admin address; a name may end within the labels.
+func bridgeMetric(ctx context.Context, addr, name string) (int, error) {
 	_, body, err := getAdmin(ctx, addr, "/metrics")
 	if err != nil {
 		return 0, err
 	}
+	sum, found := 0.0, false
 	for line := range strings.Lines(body) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name); ok {
-			n, err := strconv.ParseFloat(value, 64)
-			return int(n), err
+		if !strings.HasPrefix(line, name) {
+			continue
 		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]), 64)
+		if err != nil {
+			return 0, err
+		}
+		sum, found = sum+n, true
 	}
-	return 0, fmt.Errorf("the bridge has no metric %s", name)
+	if !found {
+		return 0, fmt.Errorf("the bridge has no metric %s", name)
+	}
+	return int(sum), nil
+}
+
+// decodes waits until the bridge has made so many facts about clients, and returns how many there are.
+func (b *bridgeProcess) decodes(t *testing.T, atLeast int) int {
+	t.Helper()
+	total := 0
+	servicetest.Eventually(t, bridgesPatience, func() error {
+		total = 0
+		for _, kind := range []string{"connected", "disconnected"} {
+			n, err := bridgeMetric(t.Context(), b.admin, `presence_bridge_facts_total{dialect="mosquitto-2.0",type="`+kind)
+			if err != nil {
+				return err
+			}
+			total += n
+		}
+		if total < atLeast {
+			return fmt.Errorf("the bridge has made %d facts of %d", total, atLeast)
+		}
+		return nil
+	})
+	return total
 }
 
 func (b *bridgeProcess) drained(t *testing.T) {
