@@ -479,7 +479,7 @@ func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch
 	c.mu.Lock()
 	clusters := c.clusters()
 	c.mu.Unlock()
-	d := &delivery{cluster: c.name, receivedMS: receivedMS, transient: true, records: c.nodeRecords(facts, clusters)}
+	d := &delivery{cluster: c.name, receivedMS: receivedMS, transient: true, upTo: toReserve, records: c.nodeRecords(facts, clusters)}
 	beats := false
 	for i := range facts {
 		f := &facts[i]
@@ -509,7 +509,7 @@ func (c *cluster) submitNodes(facts []presence.NodeFact, receivedMS int64, epoch
 // submitNodesOf submits what is known of the nodes for clusters that have just come to be known.
 func (c *cluster) submitNodesOf(clusters []string, known []presence.NodeFact, receivedMS int64) {
 	if len(clusters) > 0 && len(known) > 0 {
-		c.pipeline.submit(&delivery{cluster: c.name, receivedMS: receivedMS, records: c.nodeRecords(known, clusters)})
+		c.pipeline.submit(&delivery{cluster: c.name, receivedMS: receivedMS, upTo: toReserve, records: c.nodeRecords(known, clusters)})
 	}
 }
 

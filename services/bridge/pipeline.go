@@ -52,6 +52,8 @@ type delivery struct {
 	receivedMS int64
 	// transient deliveries are the whole latest value of something that will be asserted again: no use keeping them on disk.
 	transient bool
+	// upTo is how far the delivery may fill the spool, unless Kafka may have it.
+	upTo limit
 	// settle is called once, in the order of submission, when the records are durable or given up; nil for none. It must not block.
 	settle func(outcome)
 
@@ -441,7 +443,10 @@ func (p *pipeline) spill() error {
 	}
 	batch := p.spool.newBatch()
 	for i, d := range all {
-		sent := i < len(p.inFlight)
+		sent, fits := i < len(p.inFlight), d.upTo
+		if sent {
+			fits = unlimited
+		}
 		switch p.answerOf(d, sent) {
 		case accepted:
 			outcomes[i] = inKafka
@@ -459,7 +464,7 @@ func (p *pipeline) spill() error {
 			outcomes[i] = skipped
 		case len(d.records) == 0:
 			outcomes[i] = inSpool
-		case batch.add(d.records, sent):
+		case batch.add(d.records, fits):
 			outcomes[i] = inSpool
 			if sent {
 				p.limbo.end = batch.end()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -24,6 +25,32 @@ var (
 	queuePrefix  = []byte("q")
 	queueEnd     = []byte("r")
 )
+
+// limit is how far a delivery may fill the spool.
+type limit uint8
+
+const (
+	toBound limit = iota
+	// toReserve is for node facts beside heartbeats. They are few, and nothing makes up for a node's start that was dropped: its floor would stay where
+	// it was, and what was open before it would look alive.
+	toReserve
+	// unlimited is for what was sent: Kafka may have it, and then it would be counted as dropped and be there.
+	unlimited
+)
+
+// reserveBytes is how far toReserve goes beyond the spool's bound: room for some ten thousand node facts behind what was in flight.
+const reserveBytes = 8 << 20
+
+func (s *spool) limitBytes(l limit) int64 {
+	switch l {
+	case toReserve:
+		return s.maxBytes + reserveBytes
+	case unlimited:
+		return math.MaxInt64
+	case toBound:
+	}
+	return s.maxBytes
+}
 
 // spool is the queue on disk between the broker and Kafka: ordered, bounded in bytes, and synced, so that what it has taken survives a
 // crash. Apart from remember and recall it is used by one goroutine at a time.
@@ -117,12 +144,12 @@ type spoolBatch struct {
 
 func (s *spool) newBatch() *spoolBatch { return &spoolBatch{spool: s, batch: s.db.NewBatch()} }
 
-// add adds the records of one delivery as one entry. It reports whether they fit within the bound; with force they always do.
-func (b *spoolBatch) add(records []*kgo.Record, force bool) bool {
+// add adds the records of one delivery as one entry. It reports whether they fit.
+func (b *spoolBatch) add(records []*kgo.Record, upTo limit) bool {
 	b.value = appendRecords(b.value[:0], records)
 	key := queueKey(b.end())
 	size := int64(len(key) + len(b.value))
-	if !force && b.spool.bytes+b.bytes+size > b.spool.maxBytes {
+	if b.spool.bytes+b.bytes+size > b.spool.limitBytes(upTo) {
 		return false
 	}
 	b.err = errors.Join(b.err, b.batch.Set(key, b.value, nil))

@@ -21,7 +21,7 @@ func BenchmarkSpool(b *testing.B) {
 			for done := 0; done < b.N; done += batch {
 				in := s.newBatch()
 				for _, r := range records {
-					if !in.add(r, false) {
+					if !in.add(r, toBound) {
 						b.Fatal("the spool is full")
 					}
 				}

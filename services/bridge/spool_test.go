@@ -29,7 +29,7 @@ func addRecords(t testing.TB, s *spool, from, to int) {
 	t.Helper()
 	b := s.newBatch()
 	for i := from; i < to; i++ {
-		if !b.add([]*kgo.Record{record(i)}, false) {
+		if !b.add([]*kgo.Record{record(i)}, toBound) {
 			t.Fatalf("record %d does not fit", i)
 		}
 	}
@@ -100,22 +100,32 @@ func TestSpoolBound(t *testing.T) {
 	b := s.newBatch()
 	fit := 0
 	for i := range 100 {
-		if b.add([]*kgo.Record{record(i)}, false) {
+		if b.add([]*kgo.Record{record(i)}, toBound) {
 			fit++
 		}
 	}
 	if fit < 5 || fit > 8 {
 		t.Errorf("%d records fit", fit)
 	}
-	if !b.add([]*kgo.Record{record(0)}, true) {
+	if !b.add([]*kgo.Record{record(0)}, unlimited) {
 		t.Error("what must be kept does not fit")
 	}
 	if err := b.commit(); err != nil {
 		t.Fatal(err)
 	}
-	if b := s.newBatch(); b.add([]*kgo.Record{record(0)}, false) {
+	b = s.newBatch()
+	if b.add([]*kgo.Record{record(0)}, toBound) {
 		t.Error("a full spool takes more")
-	} else if err := b.commit(); err != nil {
+	}
+	if !b.add([]*kgo.Record{record(0)}, toReserve) {
+		t.Error("the reserve takes nothing")
+	}
+	big := record(0)
+	big.Value = make([]byte, reserveBytes)
+	if b.add([]*kgo.Record{big}, toReserve) {
+		t.Error("the reserve has no bound")
+	}
+	if err := b.commit(); err != nil {
 		t.Fatal(err)
 	}
 	if entries, err := s.read(1); err != nil || len(entries) != 1 {
