@@ -74,6 +74,8 @@ var mutants = []mutant{
 		"	return e.conn.OpenedMS < t.StartedMS\n}", "	return true\n}"},
 	{"L6", "only the node's clock tells generations apart", "ending.go",
 		"return e.conn.ReceivedMS+SettleMS < t.StartedReceivedMS", "return false"},
+	{"L6", "what was received before a start in the same second is alive", "ending.go",
+		"	case e.receivedBeforeStart():", "	case false:"},
 	{"L6", "of connections without a Closed the one with the largest stamp lives, whatever died", "current.go",
 		"if r.alive == nil || !n.generationEnds(", "if true || !n.generationEnds("},
 	{"L6", "every heartbeat raises the floor", "node.go",
