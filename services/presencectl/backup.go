@@ -67,6 +67,9 @@ func (a *app) oneFile(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 || args[0] == "" {
 		return &usageError{fmt.Errorf("%d arguments, and %s takes one file", len(args), cmd.CommandPath()), cmd.CommandPath()}
 	}
+	if args[0] == "-" {
+		return &usageError{errors.New("- as FILE: a backup is read again to be checked, and so cannot be a pipe; name a file (./- is one of that name)"), cmd.CommandPath()}
+	}
 	return nil
 }
 

@@ -106,6 +106,8 @@ Size           4 bytes in 2 files
 	refused(`directory is not empty: there is "000004.sst"; stop the materializer`, "restore", file, "--data-dir", dir)
 	refused("directory is not empty", "restore", file, "--data-dir", dir, "--dry-run")
 	refused("2 arguments, and presencectl restore takes one file", "restore", file, dir)
+	refused("name a file (./- is one of that name)", "backup", "-", "--materializer", addr)
+	refused("name a file (./- is one of that name)", "restore", "-", "--dry-run")
 
 	out, _, _ := r.run("restore", file, "--dry-run", "-o", "json")
 	var m struct {
