@@ -23,6 +23,7 @@ func small(t *testing.T, parts ...string) config {
 	cfg.Parts, cfg.Dir = parts, t.TempDir()
 	cfg.Clients, cfg.Callers, cfg.Rounds, cfg.Round, cfg.Pages = 2_000, 4, 2, 50*time.Millisecond, 20
 	cfg.Watchers, cfg.Changes, cfg.Rate = 60, 1_500, 500
+	cfg.Profile = 0 // a process has one at a time
 	return cfg
 }
 

@@ -55,47 +55,51 @@ func measureFlood(ctx context.Context, cfg config, s *stack, t *table) (err erro
 		return err
 	}
 	var quiet, loaded delays
+	var floods []float64 // requests per second
 	for range floodRounds {
 		calm, err := paced(ctx, s.queryConf.HTTPAddr, id, turn)
 		if err != nil {
 			return err
 		}
-		under, err := besieged(ctx, cfg, lay, func() (delays, error) { return paced(ctx, s.queryConf.HTTPAddr, id, turn) })
+		under, flood, err := besieged(ctx, cfg, lay, func() (delays, error) { return paced(ctx, s.queryConf.HTTPAddr, id, turn) })
 		if err != nil {
 			return err
 		}
-		quiet, loaded = append(quiet, calm...), append(loaded, under...)
+		quiet, loaded, floods = append(quiet, calm...), append(loaded, under...), append(floods, flood)
+	}
+	err = t.profileHere(ctx, "flood", cfg.Profile, func(d time.Duration) error {
+		_, _, err := besieged(ctx, cfg, lay, func() (delays, error) { return paced(ctx, s.queryConf.HTTPAddr, id, d) })
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	ratio := float64(loaded.sorted().at(0.99)) / float64(quiet.sorted().at(0.99))
 	t.line("others, quiet", fmt.Sprintf("%v", quiet), "", "")
 	t.line("others, under siege", fmt.Sprintf("%v", loaded), "", "")
+	t.line("  the flood asks meanwhile", fmt.Sprintf("%.0f/s", median(floods)), "", "")
 	t.result("  p99 under siege", fmt.Sprintf("%.2f times that of the quiet run", ratio), fmt.Sprintf("below %.0f times", goalFlood), ratio < goalFlood)
 	return nil
 }
 
 func other(i int) string { return fmt.Sprintf("other%d", i) }
 
-// besieged measures while the siege is under way.
-func besieged(ctx context.Context, cfg config, lay siege, measure func() (delays, error)) (_ delays, err error) {
-	if !cfg.SiegeInProcess {
-		stop, err := lay.start(ctx)
-		if err != nil {
-			return nil, err
-		}
-		took, err := measure()
-		return took, errors.Join(err, stop())
+// besieged measures while the siege is under way, and returns how often a second it asked.
+func besieged(ctx context.Context, cfg config, lay siege, measure func() (delays, error)) (took delays, flood float64, err error) {
+	var stop func() (asked int64, err error)
+	if cfg.SiegeInProcess {
+		stop, err = lay.startHere(ctx)
+	} else {
+		stop, err = lay.start(ctx)
 	}
-	ready := make(chan struct{})
-	laid := start(func(ctx context.Context) error {
-		return lay.run(ctx, func() error { close(ready); return nil })
-	})
-	defer func() { err = errors.Join(err, laid.stop()) }()
-	select {
-	case <-ready:
-	case <-laid.done:
-		return nil, laid.err
+	if err != nil {
+		return nil, 0, err
 	}
-	return measure()
+	began := time.Now()
+	took, err = measure()
+	lasted := time.Since(began)
+	asked, failed := stop()
+	return took, float64(asked) / lasted.Seconds(), errors.Join(err, failed)
 }
 
 // paced lets all others ask at their pace for a time. Who asks late because the answer before was late is not excused: the wait counts from when

@@ -10,7 +10,7 @@ func TestFlood(t *testing.T) {
 	cfg := small(t, "flood")
 	cfg.Idle, cfg.Floods, cfg.SiegeInProcess = 50, 4, true
 	got := lines(t, cfg)
-	if len(got) != 4 || !strings.Contains(got[3], "times that of the quiet run") {
+	if len(got) != 5 || !strings.Contains(got[3], "the flood asks") || !strings.Contains(got[4], "times that of the quiet run") {
 		t.Errorf("printed %q", got)
 	}
 }

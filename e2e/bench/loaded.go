@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -19,7 +20,7 @@ import (
 )
 
 const (
-	// askPace is the time between two lookups of one kind under load.
+	// askPace is the time between two lookups of one kind under load, of all its callers.
 	askPace = 2 * time.Millisecond
 	// writePace is the time between two bursts of facts.
 	writePace = 5 * time.Millisecond
@@ -62,7 +63,7 @@ func measureLoaded(ctx context.Context, cfg config, t *tools, dir string, report
 // underLoad asks for a time in the three ways while facts are written at a rate.
 func (s *stack) underLoad(ctx context.Context, cfg config, rate int, report *table) error {
 	turn := cfg.Round * time.Duration(cfg.Rounds)
-	lookups, closeAll, err := s.lookups(ctx)
+	callers, closeAll, err := s.loadedCallers(ctx, cfg.Callers)
 	if err != nil {
 		return err
 	}
@@ -74,38 +75,79 @@ func (s *stack) underLoad(ctx context.Context, cfg config, rate int, report *tab
 	writing, stop := context.WithCancel(ctx)
 	written := make(chan error, 1)
 	go func() { written <- s.write(writing, cfg.Clients, rate) }()
-	var wg sync.WaitGroup
-	took := make([]delays, len(lookups))
-	errs := make([]error, len(lookups))
-	for i, l := range lookups {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(i), 41))
-			took[i], errs[i] = pace(ctx, askPace, turn, func() error {
-				client := r.IntN(cfg.Clients)
-				return l.ask(clientID(client - client%10)) // one of those that are online
-			})
+	took, err := askAll(ctx, cfg, callers, turn)
+	after, failed := s.applied(ctx)
+	elapsed := time.Since(began)
+	if err = errors.Join(err, failed); err == nil && rate > 0 {
+		err = report.profileHere(ctx, fmt.Sprintf("loaded, %d facts per second", rate), cfg.Profile, func(d time.Duration) error {
+			_, err := askAll(ctx, cfg, callers, d)
+			return err
 		})
 	}
-	wg.Wait()
-	after, err := s.applied(ctx)
-	elapsed := time.Since(began)
 	stop()
-	if err := errors.Join(append(errs, err, <-written, closeAll())...); err != nil {
+	if err := errors.Join(err, <-written, closeAll()); err != nil {
 		return err
 	}
 	folded := float64(after-before) / elapsed.Seconds()
 	report.line(fmt.Sprintf("while %d facts/s are written", rate), fmt.Sprintf("%.0f/s folded and published", folded), "", "")
-	for i, l := range lookups {
+	for i, l := range callers[0] {
 		report.line("  "+l.name, fmt.Sprintf("%v", took[i].sorted()), "", "")
 	}
 	// The next rate begins with nothing left behind.
 	return s.awaitTotal(ctx, int64(cfg.Clients))
 }
 
+// askAll lets all callers ask for a time, in turns, and returns how long each kind of lookup took.
+func askAll(ctx context.Context, cfg config, callers [][]lookup, d time.Duration) ([]delays, error) {
+	began := time.Now()
+	var wg sync.WaitGroup
+	took, errs := make([][]delays, len(callers)), make([][]error, len(callers))
+	for c, lookups := range callers {
+		took[c], errs[c] = make([]delays, len(lookups)), make([]error, len(lookups))
+		for i, l := range lookups {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(uint64(c), uint64(i)))
+				took[c][i], errs[c][i] = pace(ctx, began.Add(time.Duration(c)*askPace), time.Duration(len(callers))*askPace, d, func() error {
+					client := r.IntN(cfg.Clients)
+					return l.ask(clientID(client - client%10)) // one of those that are online
+				})
+			})
+		}
+	}
+	wg.Wait()
+	all := make([]delays, len(callers[0]))
+	for c := range callers {
+		for i := range all {
+			all[i] = append(all[i], took[c][i]...)
+		}
+	}
+	return all, errors.Join(slices.Concat(errs...)...)
+}
+
 // lookup is a way to ask for a client that is online.
 type lookup struct {
 	name string
 	ask  func(id string) error
+}
+
+// loadedCallers returns the lookups of n callers, each with connections of its own: none waits for an answer to another.
+func (s *stack) loadedCallers(ctx context.Context, n int) (callers [][]lookup, closeAll func() error, err error) {
+	var closes []func() error
+	closeAll = func() error {
+		var errs []error
+		for _, c := range closes {
+			errs = append(errs, c())
+		}
+		return errors.Join(errs...)
+	}
+	for range n {
+		lookups, closeOne, err := s.lookups(ctx)
+		if err != nil {
+			return nil, nil, errors.Join(err, closeAll())
+		}
+		callers, closes = append(callers, lookups), append(closes, closeOne)
+	}
+	return callers, closeAll, nil
 }
 
 func (s *stack) lookups(ctx context.Context) ([]lookup, func() error, error) {
@@ -144,11 +186,10 @@ func (s *stack) lookups(ctx context.Context) ([]lookup, func() error, error) {
 	}, func() error { return errors.Join(conn.Close(), closeRPC()) }, nil
 }
 
-// pace asks at a pace for a time. Who asks late because the answer before was late is not excused: the wait counts from when the question was due.
+// pace asks at a pace for a time, from begin on. Who asks late because the answer before was late is not excused: the wait counts from when the question was due.
 // Questions that are still due at the end are not asked any more.
-func pace(ctx context.Context, interval, d time.Duration, ask func() error) (delays, error) {
+func pace(ctx context.Context, begin time.Time, interval, d time.Duration, ask func() error) (delays, error) {
 	var took delays
-	begin := time.Now()
 	for due := begin; due.Sub(begin) < d && time.Since(begin) < d; due = due.Add(interval) {
 		if err := until(ctx, due); err != nil {
 			return took, err

@@ -42,7 +42,7 @@ import (
 type config struct {
 	Parts    []string      `conf:"parts" usage:"what to measure: peers, restore, scale, loaded, visible, bridge, seed, grpc, list, flood, watch"`
 	Clients  int           `conf:"clients" usage:"clients of peers, restore, loaded and list"`
-	Callers  int           `conf:"callers" usage:"callers of seed and grpc that ask at once, each on its own"`
+	Callers  int           `conf:"callers" usage:"callers of seed, grpc and each lookup of loaded that ask at once, each on its own"`
 	Rounds   int           `conf:"rounds" usage:"how often seed and grpc take turns with what they are compared to"`
 	Round    time.Duration `conf:"round" usage:"how long one turn takes"`
 	Pages    int           `conf:"pages" usage:"pages that are read for each kind of filter"`
@@ -59,7 +59,7 @@ type config struct {
 	WriteRates []string      `conf:"write-rates" usage:"facts per second that are written in loaded"`
 	Connects   int           `conf:"connects" usage:"clients that connect to each side of visible"`
 	Messages   int           `conf:"messages" usage:"events that the bridge and the plain subscriber read"`
-	Profile    time.Duration `conf:"profile" usage:"how long a run of the materializer is profiled, from its start"`
+	Profile    time.Duration `conf:"profile" usage:"how long each kind of run is profiled: the materializer from its start, others once they are measured; 0: not"`
 	Page       string        `conf:"page" usage:"file of the document that is written, such as docs/benchmarks/2026-11-23.md; the chart goes beside it; empty: none"`
 	Sizing     string        `conf:"sizing" usage:"file of the sizing page, docs/sizing.md, of which the measured part is written anew; it needs --page and the parts peers, scale and bridge, and says of what failed that it was not measured; empty: none"`
 
@@ -99,8 +99,8 @@ func (c *config) Validate() error {
 	if c.Round <= 0 {
 		errs = append(errs, fmt.Errorf("round: %v is not positive", c.Round))
 	}
-	if c.Profile <= 0 {
-		errs = append(errs, fmt.Errorf("profile: %v is not positive", c.Profile))
+	if c.Profile < 0 {
+		errs = append(errs, fmt.Errorf("profile: %v is negative", c.Profile))
 	}
 	if c.PartTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("part-timeout: %v is not positive", c.PartTimeout))

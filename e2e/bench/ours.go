@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -27,8 +26,7 @@ type ours struct {
 	admin     string
 	state     string
 	replica   string
-	profile   string // file, once profiled has answered
-	profiled  chan error
+	profiled  *profiling
 	published bool
 }
 
@@ -132,50 +130,6 @@ func get(ctx context.Context, url string) (string, error) {
 		return "", fmt.Errorf("%s answers %s", url, response.Status)
 	}
 	return string(body), nil
-}
-
-// profileFor asks the process for a CPU profile of the next time, which profileTop awaits.
-func (o *ours) profileFor(ctx context.Context, d time.Duration) {
-	o.profiled = make(chan error, 1)
-	o.profile = filepath.Join(filepath.Dir(o.dir), o.name+".pprof")
-	go func() {
-		// The port is open a little after the start.
-		var body string
-		err := await(ctx, "the admin port", func(ctx context.Context) (err error) {
-			if err := o.alive(); err != nil {
-				return nil
-			}
-			body, err = get(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", o.admin, max(1, int(d.Seconds()))))
-			return err
-		})
-		if err == nil {
-			err = os.WriteFile(o.profile, []byte(body), 0o600)
-		}
-		o.profiled <- err
-	}()
-}
-
-// profileLines is how many functions a profile lists.
-const profileLines = 20
-
-// profileTop returns where the time went, by functions and what they call.
-func (o *ours) profileTop(ctx context.Context) (string, error) {
-	if err := <-o.profiled; err != nil {
-		return "", fmt.Errorf("profile %s: %w", o.name, err)
-	}
-	out, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount", strconv.Itoa(profileLines), o.profile).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("read the profile of %s: %w\n%s", o.name, err, out)
-	}
-	return trimTop(string(out)), nil
-}
-
-// trimTop leaves out what pprof says of the file before the table.
-func trimTop(text string) string {
-	if i := strings.Index(text, "Duration:"); i >= 0 {
-		text = text[i:]
-	}
-	return strings.TrimSpace(text)
 }
 
 // askCounts asks the StateService for the clients by status.

@@ -118,7 +118,7 @@ func (p page) markdown(t *table, chart string) string {
 	}
 	p.missed(&b, t)
 	if len(t.profiles) > 0 {
-		b.WriteString("\n## Where the time goes\n\nCPU profiles of our process, of the last run of each kind, through its admin port.\n")
+		b.WriteString("\n## Where the time goes\n\nCPU profiles of the last run of each kind: of our process, through its admin port, or of the bench with all that runs in it (seed, grpc, flood, loaded).\n")
 		for _, pr := range t.profiles {
 			fmt.Fprintf(&b, "\n### %s\n\n%s", pr.name, indented(pr.top))
 		}

@@ -136,7 +136,7 @@ func (a *arena) ours(ctx context.Context, name string, publish bool) (c cost, di
 			c.disk, err = sizeOf(o.dir)
 		}
 	}()
-	o.profileFor(ctx, a.cfg.Profile)
+	o.profiled = profileOf(ctx, o.process, o.admin, dir, a.cfg.Profile)
 	if err := o.await(ctx, name, o.finished(a.past.records, a.cfg.Partitions)); err != nil {
 		return c, "", err
 	}
@@ -149,7 +149,7 @@ func (a *arena) ours(ctx context.Context, name string, publish bool) (c cost, di
 	if c.usage, err = o.usage(); err != nil {
 		return c, "", err
 	}
-	top, err := o.profileTop(ctx)
+	top, err := o.profiled.top(ctx)
 	if err != nil {
 		return c, "", err
 	}

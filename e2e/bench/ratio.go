@@ -93,6 +93,12 @@ func compare(ctx context.Context, cfg config, ours, bare *side) (float64, error)
 	return median(ratios), nil
 }
 
+// profileTurn profiles a side once its rounds are measured.
+func (t *table) profileTurn(ctx context.Context, cfg config, name string, s *side) error {
+	profiled := side{callers: s.callers}
+	return t.profileHere(ctx, name, cfg.Profile, func(d time.Duration) error { return profiled.turn(ctx, d) })
+}
+
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
@@ -158,6 +164,9 @@ func measureSeed(ctx context.Context, cfg config, s *stack, t *table) (err error
 		return err
 	}
 	ratio, err := compare(ctx, cfg, ours, bare)
+	if err == nil {
+		err = t.profileTurn(ctx, cfg, "seed call", ours)
+	}
 	if err != nil {
 		return err
 	}
@@ -258,6 +267,9 @@ func measureGRPC(ctx context.Context, cfg config, s *stack, t *table) (err error
 	}
 	defer func() { err = errors.Join(err, closeBare()) }()
 	ratio, err := compare(ctx, cfg, ours, bare)
+	if err == nil {
+		err = t.profileTurn(ctx, cfg, "GetStatus", ours)
+	}
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,19 +57,25 @@ func siegeMain(ctx context.Context, args []string) error {
 		defer cancel()
 		_, _ = io.Copy(io.Discard, os.Stdin) // its end is what counts
 	}()
-	return s.run(ctx, func() error {
+	asked, err := s.run(ctx, func() error {
 		_, err := fmt.Println(siegeReady)
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Println(asked)
+	return err
 }
 
-// start runs the siege in a process of its own, which has its own bound of open files, and returns what ends it.
-func (s siege) start(ctx context.Context) (stop func() error, err error) {
+// start runs the siege in a process of its own, which has its own bound of open files, and returns what ends it and tells how often it has asked. The
+// process is the last to get a processor: a besieger brings his own, and only what he makes the service do is to be measured.
+func (s siege) start(ctx context.Context) (stop func() (asked int64, err error), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, self, siegeCommand, "--http-addr", s.HTTPAddr, "--grpc-addr", s.GRPCAddr, "--client", s.Client,
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, siegeCommand, "--http-addr", s.HTTPAddr, "--grpc-addr", s.GRPCAddr, "--client", s.Client,
 		"--idle", fmt.Sprint(s.Idle), "--slow", fmt.Sprint(s.Slow), "--floods", fmt.Sprint(s.Floods))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -82,18 +89,49 @@ func (s siege) start(ctx context.Context) (stop func() error, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the siege: %w", err)
 	}
-	stop = func() error {
-		err := in.Close()
-		return errors.Join(err, cmd.Wait())
+	said := bufio.NewReader(out)
+	stop = func() (asked int64, err error) {
+		err = in.Close()
+		line, failed := said.ReadString('\n')
+		if failed == nil {
+			asked, failed = strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+		}
+		return asked, errors.Join(err, failed, cmd.Wait())
 	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || strings.TrimSpace(line) != siegeReady {
-		return nil, errors.Join(fmt.Errorf("wait for the siege, which said %q: %w", line, err), stop())
+	if line, err := said.ReadString('\n'); err != nil || strings.TrimSpace(line) != siegeReady {
+		_, failed := stop()
+		return nil, errors.Join(fmt.Errorf("wait for the siege, which said %q: %w", line, err), failed)
 	}
 	return stop, nil
 }
 
-// run lays the siege until ctx ends; ready is called when all of it is under way.
-func (s siege) run(ctx context.Context, ready func() error) error {
+// startHere runs the siege in this process.
+func (s siege) startHere(ctx context.Context) (stop func() (asked int64, err error), err error) {
+	ready := make(chan struct{})
+	var asked int64
+	laid := start(func(ctx context.Context) (err error) {
+		asked, err = s.run(ctx, func() error { close(ready); return nil })
+		return err
+	})
+	stop = func() (int64, error) {
+		err := laid.stop()
+		return asked, err
+	}
+	select {
+	case <-ready:
+		return stop, nil
+	case <-laid.done:
+		_, err := stop()
+		return nil, err
+	case <-ctx.Done():
+		_, err := stop()
+		return nil, errors.Join(ctx.Err(), err)
+	}
+}
+
+// run lays the siege until ctx ends, and returns how often it has asked since ready was called, which is when all of it is under way.
+func (s siege) run(ctx context.Context, ready func() error) (asked int64, err error) {
+	var asks atomic.Int64
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -130,7 +168,7 @@ func (s siege) run(ctx context.Context, ready func() error) error {
 			}
 			return nil
 		}); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if err := await(ctx, "connections", func(context.Context) error {
@@ -139,16 +177,17 @@ func (s siege) run(ctx context.Context, ready func() error) error {
 		}
 		return nil
 	}); err != nil {
-		return err
+		return 0, err
 	}
-	if err := s.flood(ctx, &wg); err != nil {
-		return err
+	if err := s.flood(ctx, &wg, &asks); err != nil {
+		return 0, err
 	}
+	before := asks.Load()
 	if err := ready(); err != nil {
-		return fmt.Errorf("say that the siege is under way: %w", err)
+		return 0, fmt.Errorf("say that the siege is under way: %w", err)
 	}
 	<-ctx.Done()
-	return nil
+	return asks.Load() - before, nil
 }
 
 // keepIdle waits for the end of the connection.
@@ -173,8 +212,8 @@ func keepSlow(ctx context.Context, conn net.Conn) {
 	}
 }
 
-// flood asks as one account, over many connections, each without pause.
-func (s siege) flood(ctx context.Context, wg *sync.WaitGroup) error {
+// flood asks as one account, over many connections, each without pause, and counts the answers.
+func (s siege) flood(ctx context.Context, wg *sync.WaitGroup, asked *atomic.Int64) error {
 	authorization := "Basic " + base64.StdEncoding.EncodeToString([]byte(flooder+":"+password))
 	transport := &http.Transport{MaxIdleConnsPerHost: s.Floods, MaxConnsPerHost: s.Floods}
 	conn, err := grpc.NewClient(s.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -197,12 +236,14 @@ func (s siege) flood(ctx context.Context, wg *sync.WaitGroup) error {
 				}
 				_, _ = io.Copy(io.Discard, response.Body)
 				_ = response.Body.Close()
+				asked.Add(1)
 			}
 		})
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				// Most of the answers are that the rate is used up.
 				_, _ = rpc.GetStatus(asking, &presencev1.GetStatusRequest{ClientId: s.Client})
+				asked.Add(1)
 			}
 		})
 	}

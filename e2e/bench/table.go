@@ -76,6 +76,9 @@ func (t *table) times(other string, ours, theirs cost, goal float64) {
 
 // profile keeps the profile of a run; of several with one name, the last.
 func (t *table) profile(name, top string) {
+	if top == "" {
+		return
+	}
 	t.profiles = slices.DeleteFunc(t.profiles, func(p profile) bool { return p.name == name })
 	t.profiles = append(t.profiles, profile{name, top})
 }

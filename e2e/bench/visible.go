@@ -31,11 +31,12 @@ const (
 
 // visibleSide is something that clients connect to and that is asked for them.
 type visibleSide struct {
-	name string
-	mqtt string
-	web  string
-	took delays
-	p    *process
+	name  string
+	mqtt  string
+	web   string
+	admin string // of ours
+	took  delays
+	p     *process
 }
 
 // measureVisible compares the time from CONNECT to the answer that says online with a bare path of the same broker, the same Kafka and a consumer.
@@ -85,6 +86,15 @@ func compareVisible(ctx context.Context, cfg config, t *tools, binary, dir, brok
 			}
 		}
 	}
+	if cfg.Profile > 0 {
+		taken := profileOf(ctx, ours.p, ours.admin, dir, cfg.Profile)
+		_, err := connectAndAsk(ctx, ours, "profiled", cfg.Rate*int(cfg.Profile.Seconds()), cfg.Rate)
+		top, failed := taken.top(ctx)
+		if err := errors.Join(err, failed); err != nil {
+			return err
+		}
+		report.profile("visible, "+name, top)
+	}
 	report.line("bare path, "+name, fmt.Sprintf("%v, %d clients at %d/s", bare.took.sorted(), len(bare.took), cfg.Rate), "", "")
 	p99 := ours.took.sorted().at(0.99)
 	report.result("connect to visible, "+name, fmt.Sprintf("%v", ours.took), fmt.Sprintf("p99 under %v", goalVisible), p99 < goalVisible)
@@ -123,7 +133,7 @@ func startPresence(ctx context.Context, binary, dir, brokers string) (*visibleSi
 	if err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
-	return &visibleSide{name: "presence", mqtt: addrs["mqtt"], web: addrs["http"], p: p}, nil
+	return &visibleSide{name: "presence", mqtt: addrs["mqtt"], web: addrs["http"], admin: addrs["admin"], p: p}, nil
 }
 
 // connectAndAsk connects clients at a rate, and asks for each on its own until it is online. The delay counts from before the connection is
