@@ -151,7 +151,7 @@ func (f *fetcher) poll(ctx context.Context) error {
 		if q := f.queues[p.Partition]; q != nil {
 			// The end is that of when Kafka answered. It was asked when what came before had been polled, and this process may have been
 			// stopped since then: what it finds when it wakes up is old.
-			q.progress.sawEnd(p.HighWatermark, f.polled[p.Partition])
+			q.progress.sawEnd(p.HighWatermark, f.polled[p.Partition], now)
 			f.polled[p.Partition] = now
 			q.push(p.Records)
 		}

@@ -42,6 +42,31 @@ func TestEndOffsetIsAsOldAsItsQuestion(t *testing.T) {
 	}
 }
 
+// The first record after a quiet time comes with an answer whose question is older than what was asked meanwhile: it makes nothing older.
+func TestEndOffsetAfterAQuietTime(t *testing.T) {
+	l := newLog(t)
+	last := l.facts(opened("a", "n1", 0))
+	f, err := newFetcher(l.cfg, eventlog.NewClientLog(testLog(t)), testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.client.Close()
+	partition := eventlog.Partition(last.Key, l.cfg.Partitions)
+	var p progress
+	asked := time.Now().UnixMilli()
+	p.start(last.Offset, 0, last.Offset, asked)
+	f.add(partition, last.Offset, newQueue(&p, func() {}))
+	_, cancel := f.runPending(t.Context())
+	cancel()
+	f.polled[partition] = asked - time.Minute.Milliseconds()
+	if err := f.poll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.read(); got.end != last.Offset+1 || got.endMS != asked || got.caughtUpMS != asked {
+		t.Errorf("the end is %d as of %d, all was there at %d, want %d and %d for both", got.end, got.endMS, got.caughtUpMS, last.Offset+1, asked)
+	}
+}
+
 // One partition that cannot be read says nothing of the others, and is no reason to end, unless a person must mend it.
 func TestErrorsOfAPoll(t *testing.T) {
 	poll := func(errs ...error) kgo.Fetches {

@@ -228,7 +228,7 @@ func TestReadyOnlyAfterTheEndSeenAtTheStart(t *testing.T) {
 	if p.read().ready {
 		t.Error("ready before the end")
 	}
-	p.sawEnd(100, t0)
+	p.sawEnd(100, t0, t0)
 	if p.advance(10, 0); !p.read().ready {
 		t.Error("not ready at the end seen at the start")
 	}

@@ -70,18 +70,20 @@ func (p *progress) advance(next, appliedMS int64) {
 	}
 }
 
-// setBackMS is by how much a report is earlier than the one before only where this machine's clock was set back.
+// setBackMS is by how much the clock is behind a report that was noted only where it was set back.
 const setBackMS = 5_000
 
-// sawEnd notes an end offset that Kafka reported. Reports may overtake one another; the largest counts.
-func (p *progress) sawEnd(end, nowMS int64) {
+// sawEnd notes an end offset that Kafka reported, and for which it was asked at askedMS: it may be much older than now. Reports may overtake one
+// another; the largest counts.
+func (p *progress) sawEnd(end, askedMS, nowMS int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	askedMS = min(askedMS, nowMS)
 	if nowMS < p.endMS-setBackMS {
 		// What was noted in a future that will not come for long would hide how old the latest report is.
-		p.endMS, p.caught = nowMS, min(p.caught, nowMS)
+		p.endMS, p.caught = askedMS, min(p.caught, askedMS)
 	}
-	p.end, p.endMS = max(p.end, end), max(p.endMS, nowMS)
+	p.end, p.endMS = max(p.end, end), max(p.endMS, askedMS)
 	p.noteCaughtUp()
 }
 

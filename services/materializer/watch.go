@@ -56,7 +56,7 @@ func (m *Materializer) askEnds(ctx context.Context, ps *parts) bool {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	// The answer is as old as the question.
-	now := time.Now().UnixMilli()
+	asked := time.Now().UnixMilli()
 	listed, err := ps.adm.ListEndOffsets(ctx, eventlog.TopicClientEvents, eventlog.TopicNodeEvents)
 	if err != nil {
 		ps.log.Debug("kafka does not tell the end offsets", service.KeyError, err)
@@ -68,7 +68,7 @@ func (m *Materializer) askEnds(ctx context.Context, ps *parts) bool {
 		case l.Topic == eventlog.TopicNodeEvents:
 			ps.nodes.sawEnd(l.Offset)
 		case owned[l.Partition] != nil:
-			owned[l.Partition].progress.sawEnd(l.Offset, now)
+			owned[l.Partition].progress.sawEnd(l.Offset, asked, time.Now().UnixMilli())
 		}
 	})
 	return err == nil
