@@ -26,7 +26,7 @@ import (
 	"github.com/mqtt-presence/presence/services/materializer/store"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // log is a fake Kafka with the topics, and what a test does with it.
 type log struct {
