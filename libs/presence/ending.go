@@ -67,7 +67,8 @@ func (n *NodeState) ending(t *Node) end {
 	case n.generationEnds(&e):
 		e.state, e.sinceMS, e.takeover = restarted, t.StartedMS, 0
 	case e.receivedBeforeStart():
-		e.undecide(true)
+		// What came with the word that the node had started, from the session's queue, rather followed it.
+		e.undecide(e.conn.ReceivedMS < t.StartedReceivedMS)
 	case n.generationDoubtful(&e):
 		e.undecide(false)
 	}
