@@ -93,7 +93,7 @@ func newTarget(dir string) (*target, error) {
 	if at, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+".restore-*"); err == nil {
 		if os.Remove(dir) == nil {
 			if err := errors.Join(os.Mkdir(dir, mode), os.Chmod(dir, mode), os.Chmod(at, mode)); err != nil {
-				return nil, fmt.Errorf("make the directory: %w", err)
+				return nil, fmt.Errorf("make the directory: %w", errors.Join(err, os.Remove(at)))
 			}
 			return &target{dir: dir, at: at}, nil
 		}

@@ -236,8 +236,8 @@ func (p *partition) work(ctx context.Context) error {
 		p.sweep.aim(table, p.meta.SweptNode)
 		// With a sweep under way, or indexes to build, there is always something to do: a chunk of it, after whatever else is due.
 		p.aimExpiry()
-		idle, index := closed, p.toIndex()
-		if !p.sweep.active() && !p.expiry.active && !index || !p.folds.empty() {
+		idle := closed
+		if !p.sweep.active() && !p.expiry.active && !p.toIndex() || !p.folds.empty() {
 			idle = nil
 		}
 		ready := p.queue.ready
@@ -283,7 +283,7 @@ func (p *partition) work(ctx context.Context) error {
 			err = p.flush()
 		}
 		if err == nil && p.folds.empty() {
-			err = p.afterCommit(ctx, index)
+			err = p.afterCommit(ctx)
 		}
 		if err != nil {
 			return ignoreCancel(ctx, err)
@@ -292,8 +292,8 @@ func (p *partition) work(ctx context.Context) error {
 	return nil
 }
 
-// afterCommit does what needs all that was folded to be in the store; index tells whether indexes are to be built.
-func (p *partition) afterCommit(ctx context.Context, index bool) (err error) {
+// afterCommit does what needs all that was folded to be in the store.
+func (p *partition) afterCommit(ctx context.Context) (err error) {
 	if p.progress.read().ready {
 		p.endTurn()
 		p.waits = nil // it may have caught up with what it held when it gave its turn back
@@ -305,7 +305,7 @@ func (p *partition) afterCommit(ctx context.Context, index bool) (err error) {
 	if err == nil && p.expiry.active {
 		err = p.expiryChunk(ctx)
 	}
-	if err == nil && index {
+	if err == nil && p.toIndex() {
 		err = p.indexChunk(indexRows)
 	}
 	return err

@@ -7,7 +7,8 @@
 // SASL, so that address should stay on loopback.
 //
 // It differs from Kafka where kfake does. Compaction runs hourly, does not know min.compaction.lag.ms, and rewrites a partition in place:
-// it removes the files before it writes the new ones, so that a process killed in that moment loses what a compacted partition held.
+// it removes the files before it writes the new ones, so that a process killed in that moment loses what a compacted partition held. What it keeps of consumer groups and of producers' IDs
+// it rewrites at 10 MB, and renames without a sync: on a file system that does not write a renamed file first, a loss of power in that moment loses it.
 // Retention applies to compacted topics too, for which it is therefore off. Positions of all record batches are held in memory, about
 // 100 bytes each, which is why client events are also bounded by size.
 package kafka
