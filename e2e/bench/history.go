@@ -24,7 +24,9 @@ type history struct {
 	// atRest is of clients that have all connected once, in no order, of which three of ten went again: events is not looked at. Otherwise each
 	// event is one of a client that is drawn, which connects if it is offline and else disconnects.
 	atRest bool
-	format eventlog.Format
+	// connections is how many each client of a fleet at rest has had, the last as above; 0 is one.
+	connections int
+	format      eventlog.Format
 }
 
 // counts are how many clients have a status.
@@ -72,11 +74,12 @@ func (h history) each(now time.Time, fn func(*presence.Fact) error) (counts, err
 	at := func(i, of int) int64 { return begin + int64(i)*hour.Milliseconds()/int64(of) }
 	if h.atRest {
 		left := h.clients * leaving / 10
-		all := h.clients + left
+		both := 2 * h.clients // events of a connection of every client
+		all := max(0, h.connections-1)*both + h.clients + left
 		for i := range all {
 			client := (i % h.clients) * (scatter % h.clients) % h.clients
-			f := h.opened(client, at(i%h.clients, all))
-			if i >= h.clients {
+			f := h.opened(client, at(i/both*both+i%h.clients, all))
+			if i%both >= h.clients {
 				f = closedAt(f, at(i, all))
 			}
 			if err := fn(&f); err != nil {

@@ -14,6 +14,7 @@ func TestHistory(t *testing.T) {
 		"drawn":   {clients: 300, events: 4_000},
 		"some":    {clients: 1_000, events: 500},
 		"at rest": {clients: 1_000, atRest: true},
+		"again":   {clients: 100, atRest: true, connections: 3},
 	} {
 		states := map[string]*presence.State{}
 		last := int64(0)
@@ -44,7 +45,7 @@ func TestHistory(t *testing.T) {
 				have.unknown++
 			}
 		}
-		if have != want || have.total() == 0 {
+		if have != want || have.total() != int64(len(states)) || have.total() == 0 {
 			t.Errorf("%s: %+v, and it says %+v", name, have, want)
 		}
 	}

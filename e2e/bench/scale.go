@@ -24,6 +24,8 @@ const (
 	goalRowBytes = 100
 	goalResident = 1 << 30
 	goalLookup   = time.Millisecond
+	// keptConnections is how many a client has had when all that is kept of it has reached its bounds.
+	keptConnections = 24
 	// lookupCount is how many clients are asked for, one after the other.
 	lookupCount = 200_000
 )
@@ -57,7 +59,34 @@ func measureScale(ctx context.Context, cfg config, t *tools, dir string, report 
 	if len(all) > 0 {
 		report.chart = growthChart(all)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, measureKept(ctx, cfg, t, filepath.Join(dir, "kept"), sizes[0], report))...)
+}
+
+// measureKept measures what is left on disk of clients that have come and gone for days: evidence and sessions have reached their bounds.
+func measureKept(ctx context.Context, cfg config, t *tools, dir string, clients int, report *table) (err error) {
+	a, err := openArena(ctx, cfg, t, dir, history{clients: clients, atRest: true, connections: keptConnections}, report)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.kafka.stop(), os.RemoveAll(dir)) }()
+	ctx, cancel := a.kafka.whileAlive(ctx)
+	defer cancel()
+	passed, state, err := a.firstPass(ctx, fmt.Sprintf("first-pass-%d-connections", keptConnections))
+	if err != nil {
+		return err
+	}
+	report.cost(fmt.Sprintf("%d clients of %d connections", clients, keptConnections), passed, a.past.total())
+	u, err := compactedUsage(ctx, filepath.Join(state, "state"))
+	if err != nil {
+		return err
+	}
+	n := uint64(max(a.past.total(), 1))
+	report.line("  on disk, compacted", fmt.Sprintf("rows %d, indexes %d, evidence %d, sessions %d B/client", u.Clients/n, u.Indexes/n, u.Evidence/n, u.Sessions/n), "", "")
+	report.input(inRow, float64(u.Clients/n))
+	report.input(inIndexes, float64(u.Indexes/n))
+	report.input(inEvidence, float64(u.Evidence/n))
+	report.input(inSessions, float64(u.Sessions/n))
+	return nil
 }
 
 // measureRestore measures one fleet.
@@ -85,6 +114,8 @@ func measureSize(ctx context.Context, cfg config, t *tools, dir string, clients 
 		return g, err
 	}
 	report.cost("  first pass", g.passed, g.clients)
+	report.input(inLargeFold, microseconds(g.passed.perEvent()))
+	report.input(inLargeRate, g.passed.rate())
 	// Each of these needs the first pass only. The disk has to hold one store that is not compacted at a time.
 	if err = errors.Join(a.journal(), a.measureState(ctx, state, &g), os.RemoveAll(state), a.measureRestored(ctx, &g)); err != nil {
 		return g, err
@@ -139,10 +170,6 @@ func (a *arena) measureState(ctx context.Context, dir string, g *growth) (err er
 func (t *table) grown(g *growth) {
 	u, n := g.compacted, uint64(max(g.clients, 1))
 	t.result("  rows on disk, compacted", fmt.Sprintf("%d B/client (in %.0f s)", u.Clients/n, g.compacting.Seconds()), fmt.Sprintf("under %d B/client", goalRowBytes), u.Clients/n < goalRowBytes)
-	t.input(inRow, float64(u.Clients/n))
-	t.input(inIndexes, float64(u.Indexes/n))
-	t.input(inEvidence, float64(u.Evidence/n))
-	t.input(inSessions, float64(u.Sessions/n))
 	t.line("  beside them", fmt.Sprintf("indexes %d, evidence %d, sessions %d B/client", u.Indexes/n, u.Evidence/n, u.Sessions/n), "", "")
 }
 

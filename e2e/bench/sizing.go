@@ -13,17 +13,19 @@ const (
 	inFold        = "materializer, CPU for each event: fold, store, publish (us)"
 	inFoldKafka   = "Kafka, CPU for each event that a materializer folds and publishes (us)"
 	inFoldRate    = "events per second of one materializer that publishes"
+	inLargeFold   = "the same CPU, of the largest fleet in one process (us)"
+	inLargeRate   = "events per second of one materializer that publishes, of the largest fleet in one process"
 	inRebuildRate = "events per second of one materializer that rebuilds"
 	inBridge      = "bridge, CPU for each event (us)"
 	inBridgeKafka = "Kafka, CPU for each event of a bridge (us)"
 	inBridgeRate  = "events per second of one bridge"
 	inEventBytes  = "client-events, bytes for each event"
 	inStateBytes  = "client-state, bytes for each transition"
-	inRow         = "row, bytes for each client"
-	inIndexes     = "indexes, bytes for each client"
-	inEvidence    = "evidence, bytes for each client"
-	inSessions    = "sessions, bytes for each client"
-	inDisk        = "state on disk before compaction, bytes for each client"
+	inRow         = "row, bytes for each client after many connections"
+	inIndexes     = "indexes, bytes for each client after many connections"
+	inEvidence    = "evidence, bytes for each client after many connections"
+	inSessions    = "sessions, bytes for each client after many connections"
+	inDisk        = "state on disk before compaction, bytes for each client after one connection"
 	inResident    = "materializer, peak resident memory (MiB)"
 	inRestoreRate = "clients per second of a restore from client-state"
 	inLookup      = "lookup in process, p99 (us)"
@@ -60,8 +62,10 @@ const (
 	coresPerProcess  = 2
 	partitionsACore  = 4
 	leastPartitions  = 16
-	mostPerPartition = 1_000_000 // clients, so that one restores in a minute
-	busy             = 0.5       // share of a core that is planned for
+	mostPerPartition = 1_000_000  // clients, so that one restores in a minute
+	smallFleet       = 1_000_000  // clients, up to which the CPU of an event is that of peers; of more it is that of the largest fleet
+	mostPerProcess   = 10_000_000 // clients of a materializer: more were not measured
+	busy             = 0.5        // share of a core that is planned for
 	dayS             = 24 * 60 * 60
 )
 
@@ -84,23 +88,27 @@ type needs struct {
 func sizing(in map[string]float64, clients, stormS float64) needs {
 	const gib, us = 1 << 30, 1e-6
 	n := needs{clients: clients, steady: clients * eventsPerDay / dayS, storm: clients * eventsInStorm / stormS}
-	n.foldCores = n.storm * in[inFold] * us / busy
+	fold, rate := in[inFold], in[inFoldRate]
+	if clients > smallFleet {
+		fold, rate = in[inLargeFold], in[inLargeRate]
+	}
+	n.foldCores = n.storm * fold * us / busy
 	n.kafkaCores = n.storm * (replicas*in[inFoldKafka] + in[inBridgeKafka]) * us / busy
 	n.bridgeCores = n.storm * in[inBridge] * us / busy
-	n.materializers = math.Max(1, math.Ceil(n.foldCores/coresPerProcess))
+	n.materializers = math.Max(math.Ceil(clients/mostPerProcess), math.Ceil(n.foldCores/coresPerProcess))
 	n.partitions = math.Max(leastPartitions, math.Max(partitionsACore*coresPerProcess*n.materializers, clients/mostPerPartition))
 	n.partitions = math.Exp2(math.Ceil(math.Log2(n.partitions)))
 	n.bridges = math.Max(1, math.Ceil(n.storm/(in[inBridgeRate]*busy)))
 	n.stateDisk = clients * math.Max(in[inDisk], in[inRow]+in[inIndexes]+in[inEvidence]+in[inSessions]) * diskHeadroom / gib
 	n.eventLog = clients * eventsPerDay * retentionDays * in[inEventBytes] * replication / gib
 	n.journal = clients * (eventsPerDay*retentionDays + 1) * in[inStateBytes] * replication / gib
-	n.stormLag = math.Max(0, clients*eventsInStorm/(n.materializers*in[inFoldRate])-60)
+	n.stormLag = math.Max(0, clients*eventsInStorm/(n.materializers*rate)-60)
 	n.restore = clients / n.materializers / in[inRestoreRate]
 	return n
 }
 
 // neededInputs are those that the needs of a fleet follow from.
-var neededInputs = []string{inFold, inFoldKafka, inFoldRate, inBridge, inBridgeKafka, inBridgeRate, inEventBytes, inStateBytes, inRow, inIndexes, inEvidence, inSessions, inDisk,
+var neededInputs = []string{inFold, inFoldKafka, inFoldRate, inLargeFold, inLargeRate, inBridge, inBridgeKafka, inBridgeRate, inEventBytes, inStateBytes, inRow, inIndexes, inEvidence, inSessions, inDisk,
 	inRestoreRate}
 
 // sizingText renders what was measured, and what follows for fleets.
