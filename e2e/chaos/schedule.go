@@ -68,6 +68,8 @@ func (s Step) String() string {
 const (
 	// session is that of the consumer groups: a materializer that is away for longer is another owner's, and wakes up fenced.
 	session = 10 * time.Second
+	// fenced is how long a pause is in which somebody else becomes the owner for certain: the others join anew after the session has ended.
+	fenced = session + 3*time.Second
 	// calm is the time at the beginning and at the end without a new fault.
 	calm = 3 * time.Second
 	// allKafkaEvery is the time before the first step that ends all of Kafka, and between two.
@@ -100,11 +102,24 @@ var peers = map[Kind][]Kind{
 	Kafka: {Kafka}, Bridge: {Kafka, Broker}, ReplicaA: {Kafka, Query}, ReplicaB: {Kafka, Query}, Query: {Kafka, ReplicaA},
 }
 
-// Plan returns the schedule of a seed: every kind of process is hit at least once if it lasts for a minute and a half. At most one process of a kind is
-// away at a time, and of the two replicas only one is, except in the few steps that take all of Kafka.
+// Plan returns the schedule of a seed: if it lasts for a minute and a half, every kind of process is hit at least once, and at least one materializer that
+// publishes is paused for so long that it wakes up fenced. At most one process of a kind is away at a time, and of the two replicas only one is, except
+// in the few steps that take all of Kafka.
 func Plan(seed uint64, lasts time.Duration) []Step {
+	steps := plan(seed, lasts, false)
+	if !slices.ContainsFunc(steps, Step.fences) {
+		return plan(seed, lasts, true)
+	}
+	return steps
+}
+
+// fences reports whether a materializer that publishes wakes up as a former owner.
+func (s Step) fences() bool { return s.Kind == ReplicaA && s.Action == Pause && s.For >= fenced }
+
+// plan makes a schedule by chance; mustFence has it begin its turns of replica a with a step that fences.
+func plan(seed uint64, lasts time.Duration, mustFence bool) []Step {
 	p := planner{rng: rand.New(rand.NewPCG(seed, 0x70726573656e6365)), end: lasts - calm, free: map[Kind]time.Duration{Kafka: calm, Broker: calm + 20*time.Second}}
-	p.nextAllKafka = allKafkaEvery
+	p.nextAllKafka, p.mustFence = allKafkaEvery, mustFence
 	for at := calm; at < p.end-time.Second; at += time.Second + p.upTo(4*time.Second) {
 		p.add(at)
 	}
@@ -119,6 +134,7 @@ type planner struct {
 	steps        []Step
 	nextAllKafka time.Duration
 	turn         map[Kind]int // how often each was hit
+	mustFence    bool         // the next step of replica a is to fence
 }
 
 // upTo returns a time in whole milliseconds.
@@ -133,6 +149,10 @@ func (p *planner) add(at time.Duration) {
 			p.bag = append(p.bag, Broker)
 		}
 		p.rng.Shuffle(len(p.bag), func(i, j int) { p.bag[i], p.bag[j] = p.bag[j], p.bag[i] })
+		// Behind the other replica's step a short plan may have no time left for a pause of that length.
+		if a, b := slices.Index(p.bag, ReplicaA), slices.Index(p.bag, ReplicaB); p.mustFence && a > b {
+			p.bag[a], p.bag[b] = p.bag[b], p.bag[a]
+		}
 	}
 	if at >= p.nextAllKafka && p.free[Kafka] <= at {
 		p.nextAllKafka = at + allKafkaEvery
@@ -163,6 +183,10 @@ func (p *planner) draw(at time.Duration, kind Kind) Step {
 	if _, ok := p.turn[kind]; !ok {
 		p.turn[kind] = p.rng.IntN(len(actions[kind]))
 	}
+	long := p.mustFence && kind == ReplicaA
+	if long {
+		p.mustFence, p.turn[kind] = false, slices.Index(actions[kind], Pause)
+	}
 	s := Step{At: at, Kind: kind, Action: actions[kind][p.turn[kind]%len(actions[kind])]}
 	p.turn[kind]++
 	all := Processes()
@@ -171,9 +195,9 @@ func (p *planner) draw(at time.Duration, kind Kind) Step {
 	switch {
 	case s.Action == Restart:
 		most = 0
-	case (s.Action == Pause || s.Action == Isolate) && (kind == ReplicaA || kind == ReplicaB) && p.rng.IntN(2) == 0:
+	case (s.Action == Pause || s.Action == Isolate) && (kind == ReplicaA || kind == ReplicaB) && (p.rng.IntN(2) == 0 || long):
 		// Half of them are long enough for a successor, by whom the paused one is fenced.
-		s.For = session + 3*time.Second
+		s.For = fenced
 	}
 	if s.Action == Cut {
 		s.Peers = p.peersOf(kind, s.Targets[0])
