@@ -77,7 +77,7 @@ func (s *Spill) Close() error { return s.load.close() }
 func (s *Store) newLoad(partition int32) (*load, error) {
 	l := &load{store: s, tables: map[byte]*table{}}
 	l.dir = s.opts.FS.PathJoin(s.dir, loadDir, strconv.FormatUint(s.loads.Add(1), 10))
-	if err := s.opts.FS.MkdirAll(l.dir, 0o755); err != nil {
+	if err := s.opts.FS.MkdirAll(l.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory for tables of partition %d: %w", partition, err)
 	}
 	return l, nil

@@ -175,7 +175,8 @@ func TestSpillSurvivesACrashAtEveryPoint(t *testing.T) {
 	}
 }
 
-// A disk that is full, from any operation of a spill or its load on, is an error. It leaves nothing behind, and what was committed before.
+// A disk that is full, from any operation of a spill or its load on, is an error, were it not the end. It leaves nothing behind, and what was
+// committed before.
 func TestSpillOnAFullDisk(t *testing.T) {
 	for n := 0; ; n++ {
 		var mu sync.Mutex
@@ -195,7 +196,7 @@ func TestSpillOnAFullDisk(t *testing.T) {
 			met++
 			return syscall.ENOSPC
 		}))
-		s, err := Open("data", Options{CacheBytes: 1 << 20, FS: limited})
+		s, err := Open("data", Options{CacheBytes: 1 << 20, FS: limited, Exit: func(int) {}})
 		if err != nil {
 			t.Fatal(err)
 		}

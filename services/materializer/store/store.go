@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -21,6 +20,8 @@ type Options struct {
 	CacheBytes int64        // size of the block cache; memtables take up to 192 MiB besides
 	Log        *slog.Logger // Pebble's own messages, at debug; its errors at error
 	FS         vfs.FS       // nil: the operating system's
+	// Exit ends the process where the store cannot go on, after an error that says why, and must not return; nil: os.Exit.
+	Exit func(code int)
 	// EvidencePerClient is how many entries a client's log keeps; 0: DefaultEvidence.
 	EvidencePerClient int
 	// SessionsPerClient is how many sessions a client's history keeps; 0: DefaultSessions.
@@ -70,6 +71,8 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := checkDir(fs, dir); err != nil {
 		return nil, err
 	}
+	ender := newEnder(o)
+	fs = newFullFS(fs, dir, ender.end)
 	if o.EvidencePerClient == 0 {
 		o.EvidencePerClient = DefaultEvidence
 	}
@@ -82,7 +85,7 @@ func Open(dir string, o Options) (*Store, error) {
 		// Pebble takes its memtables out of the cache.
 		CacheSize:                   o.CacheBytes + memTables*memTableBytes,
 		FormatMajorVersion:          pebble.FormatNewest,
-		Logger:                      logger{o.Log},
+		Logger:                      logger{o.Log, ender.end},
 		MemTableSize:                memTableBytes,
 		MemTableStopWritesThreshold: memTables,
 		L0CompactionThreshold:       4,
@@ -398,7 +401,10 @@ func (s *Store) Metrics() Metrics {
 }
 
 // logger passes Pebble's messages on: its info, written at every flush, is our debug.
-type logger struct{ log *slog.Logger }
+type logger struct {
+	log *slog.Logger
+	end func(why string)
+}
 
 func (l logger) Infof(format string, args ...any) {
 	if l.log != nil && l.log.Enabled(context.Background(), slog.LevelDebug) {
@@ -414,7 +420,4 @@ func (l logger) Errorf(format string, args ...any) {
 
 // Fatalf is called where Pebble cannot go on, for example when its log cannot be written, and must not return: that would be to
 // acknowledge what was not stored. A restart goes on from what was.
-func (l logger) Fatalf(format string, args ...any) {
-	l.Errorf(format, args...)
-	os.Exit(1)
-}
+func (l logger) Fatalf(format string, args ...any) { l.end("pebble: " + fmt.Sprintf(format, args...)) }
