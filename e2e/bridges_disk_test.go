@@ -68,6 +68,6 @@ func TestBridgesFullDisk(t *testing.T) {
 		}
 		return nil
 	})
-	l := c.checkLog(t, h)
+	l := c.checkLog(t, h, 1)
 	l.whole(t)
 }

@@ -54,7 +54,7 @@ func TestBridgesOutage(t *testing.T) {
 				b.drained(t)
 			}
 			c.come(t, broker.tcp, "after", before)
-			l := c.checkLog(t, h)
+			l := c.checkLog(t, h, 1)
 			l.whole(t)
 			if got := l.names(); !slices.Equal(got, names) {
 				t.Errorf("the feeds are of %v, want %v", got, names)
@@ -208,6 +208,6 @@ func TestBridgesTurns(t *testing.T) {
 	overlap("b2")
 	one.kill()
 	c.come(t, broker.tcp, "one-gone", 200)
-	l := c.checkLog(t, h)
+	l := c.checkLog(t, h, 0)
 	l.whole(t)
 }
