@@ -112,6 +112,7 @@ func testReplicas(t *testing.T, binaries string) {
 	must(t, <-watched.done)
 
 	q.report(t, phases...)
+	q.failsOver(t, "one is killed", "one hangs", "the replica is away", "and then the only fresh ones")
 	t.Logf("%d answers about one client are the fold at their offsets, %d transitions are in the watch", len(q.answers), len(published))
 	for _, err := range q.errs {
 		t.Error(err)

@@ -18,6 +18,8 @@
 //   - A View shows rows, indexes and counters as they were at one moment.
 //   - A [Checkpoint] is a copy of all that was committed before, of which another store can be made. It holds space on disk and nothing else, and
 //     leaves the store the room that it needs.
+//   - A disk that is full ends the process, with one error, while it works and at a start; with room again it goes on from what was committed. Only
+//     a checkpoint is given up instead, and whoever asked for it is told.
 //   - A directory that holds something else than a store, or a part of one, is not touched.
 //   - A store serves one Kafka cluster and one client-events topic: [Store.Bind] refuses any other, naming both.
 //
