@@ -286,10 +286,10 @@ func (h *history) expectOverlap(t *testing.T, bridge string, startedMS int64) {
 // logged is what the log says at the end.
 type logged struct{ *history }
 
-// checkLog waits until the log has the truth of every client, and checks that each client's facts came in their order. A process that resumes a session
-// cannot number the rest of the second that the one before it was killed in: resumed processes leave at most so many seconds, and in no other one may a
-// status be unknown.
-func (c *visitors) checkLog(t *testing.T, h *history, resumed int) logged {
+// checkLog waits until the log has the truth of every client, and checks that each client's facts came in their order. A process that begins a session, or
+// resumes that of one that was killed, cannot number the rest of the second: in at most so many seconds while clients came, one for each bridge that was
+// killed and for each but the first, which the warm-up waits for; and in no other one may a status be unknown.
+func (c *visitors) checkLog(t *testing.T, h *history, unnumberedSeconds int) logged {
 	t.Helper()
 	l := logged{history: h}
 	undecided := 0
@@ -330,8 +330,8 @@ func (c *visitors) checkLog(t *testing.T, h *history, resumed int) logged {
 		}
 		return nil
 	})
-	if len(unnumbered) > resumed {
-		t.Errorf("facts without a number are in %d seconds, and %d processes have resumed a session: %v", len(unnumbered), resumed, unnumbered)
+	if len(unnumbered) > unnumberedSeconds {
+		t.Errorf("facts without a number are in %d seconds, want at most %d: %v", len(unnumbered), unnumberedSeconds, unnumbered)
 	}
 	copies := 0
 	for id := range c.online {

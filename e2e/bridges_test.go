@@ -54,7 +54,7 @@ func TestBridgesOutage(t *testing.T) {
 				b.drained(t)
 			}
 			c.come(t, broker.tcp, "after", before)
-			l := c.checkLog(t, h, 1)
+			l := c.checkLog(t, h, len(names))
 			l.whole(t)
 			if got := l.names(); !slices.Equal(got, names) {
 				t.Errorf("the feeds are of %v, want %v", got, names)
@@ -164,7 +164,15 @@ func TestBridgesOfOneName(t *testing.T) {
 			}
 			return err
 		})
-		if n := strings.Count(b.log.String(), "another client took over the session"); n == 0 || n > 10 {
+		// It is told before it is logged.
+		told := func() int { return strings.Count(b.log.String(), "another client took over the session") }
+		servicetest.Eventually(t, bridgesPatience, func() error {
+			if told() == 0 {
+				return fmt.Errorf("bridge %d logs no takeover", i)
+			}
+			return nil
+		})
+		if n := told(); n > 10 {
 			t.Errorf("bridge %d: %d takeovers", i, n)
 		}
 	}
@@ -208,6 +216,6 @@ func TestBridgesTurns(t *testing.T) {
 	overlap("b2")
 	one.kill()
 	c.come(t, broker.tcp, "one-gone", 200)
-	l := c.checkLog(t, h, 0)
+	l := c.checkLog(t, h, 1)
 	l.whole(t)
 }

@@ -197,7 +197,7 @@ func bridgesOneKilled(t *testing.T, b *bridged) {
 	t.Logf("the bridge was away for %v", time.Since(killed).Round(time.Millisecond))
 	c.more(t, 300)
 	finish()
-	c.checkLog(t, b.tgt.history, 1).whole(t)
+	c.checkLog(t, b.tgt.history, 2).whole(t)
 	c.checkAnswers(t, b.tgt)
 	expectWholeFeed(t, b.tgt, b.ids[0])
 	c.expectTwice(t, b.tgt.history)
@@ -296,7 +296,7 @@ func bridgesKafkaAway(t *testing.T, b *bridged) {
 			return nil
 		})
 	}
-	c.checkLog(t, b.tgt.history, 0).whole(t)
+	c.checkLog(t, b.tgt.history, 1).whole(t)
 	c.expectFacts(t, b.tgt.history)
 	c.checkAnswers(t, b.tgt)
 	expectWholeFeed(t, b.tgt, b.ids[0])
