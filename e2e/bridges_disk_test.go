@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,19 +15,8 @@ import (
 // TestBridgesFullDisk fills the volume of the spool while Kafka is down. The bridge stops and says what is missing; with room again it comes back with
 // all that it had taken from the broker, which has queued the rest.
 func TestBridgesFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: nothing was tested with a full disk, since only root can mount a small volume")
-	}
 	t.Parallel()
-	volume := t.TempDir()
-	if err := syscall.Mount("tmpfs", volume, "tmpfs", 0, fmt.Sprintf("size=%d", diskBytes)); err != nil {
-		t.Skipf("SKIPPED: nothing was tested with a full disk: mount a small volume: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(volume, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
+	volume := smallVolume(t)
 	broker := startMosquitto(t, stampForms[0])
 	k, cfg := startStoppableKafka(t)
 	dir := filepath.Join(volume, "data")

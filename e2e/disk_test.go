@@ -17,13 +17,12 @@ import (
 // diskBytes is the size of the volume that is filled up: what a start takes, and some thousands of facts.
 const diskBytes = 48 << 20
 
-// TestFullDisk fills the volume of the data folder. Presence may go on for as long as it keeps its promises; then it stops, and says what is
-// missing. With room again it comes back with everything that it had promised, and nobody who is gone is online.
-func TestFullDisk(t *testing.T) {
+// smallVolume returns an empty volume of diskBytes, without which there is nothing to test.
+func smallVolume(t *testing.T) string {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: nothing was tested with a full disk, since only root can mount a small volume")
 	}
-	t.Parallel()
 	volume := t.TempDir()
 	if err := syscall.Mount("tmpfs", volume, "tmpfs", 0, fmt.Sprintf("size=%d", diskBytes)); err != nil {
 		t.Skipf("SKIPPED: nothing was tested with a full disk: mount a small volume: %v", err)
@@ -33,6 +32,14 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("unmount: %v", err)
 		}
 	})
+	return volume
+}
+
+// TestFullDisk fills the volume of the data folder. Presence may go on for as long as it keeps its promises; then it stops, and says what is
+// missing. With room again it comes back with everything that it had promised, and nobody who is gone is online.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	volume := smallVolume(t)
 	a := newAllInOne(t)
 	a.dir = filepath.Join(volume, "data")
 	a.flags[1] = a.dir

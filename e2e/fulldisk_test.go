@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,18 +12,7 @@ import (
 // TestMaterializerFullDisk fills the volume of a materializer. It ends with one line that says what is missing, at work and at a start, and with
 // room again it knows everybody.
 func TestMaterializerFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: nothing was tested with a full disk, since only root can mount a small volume")
-	}
-	volume := t.TempDir()
-	if err := syscall.Mount("tmpfs", volume, "tmpfs", 0, fmt.Sprintf("size=%d", diskBytes)); err != nil {
-		t.Skipf("SKIPPED: nothing was tested with a full disk: mount a small volume: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(volume, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
+	volume := smallVolume(t)
 	s := startProcesses(t, buildServices(t))
 	dir := filepath.Join(volume, "data")
 	m := s.materializer("a", "--data-dir", dir).start()
